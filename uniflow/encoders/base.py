@@ -1,0 +1,69 @@
+"""The door of every encoder: pixels in, the hidden state of every block out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uniflow.part import Part
+from uniflow.specs import EncoderSpec
+
+
+@dataclass
+class EncoderOutput:
+    """Hidden states of one batch.
+
+    Attributes:
+        hidden_states: for each of the L blocks its output on the patch tokens, (B, N, D), row-major over the grid.
+        prefix_tokens: for each block its output on class and register tokens, (B, P, D); P can be 0.
+        grid: rows h and columns w of the patch grid; N = h * w.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    prefix_tokens: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+    def feature_map(self, layer: int = -1) -> Tensor:
+        """The patch tokens of one block as an image, (B, D, h, w)."""
+        hidden = self.hidden_states[layer]
+        return hidden.transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], *self.grid)
+
+
+class VisionEncoder(Part):
+    """Base class of encoders: RGB pixels -> the hidden state of every transformer block.
+
+    A subclass sets `spec` in its constructor and implements `forward`. If its constructor takes an argument named
+    `weights`, a tokenizer that is loaded from a checkpoint passes None for it, and nothing is fetched.
+    """
+
+    spec: EncoderSpec
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> EncoderOutput:
+        """Encode a batch.
+
+        Args:
+            images: RGB pixels (B, 3, H, W), uint8 or float in [0, 1]; H and W are multiples of the patch size.
+
+        Returns:
+            The hidden states of all blocks.
+
+        Raises:
+            ValueError: if H or W is no multiple of the patch size, or the images are not RGB.
+        """
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels (uint8, or float in [0, 1]) to the range that the encoder was pretrained on, in floating point."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")
+        p = self.spec.patch_size
+        if images.shape[-2] % p or images.shape[-1] % p:
+            raise ValueError(f"image sides must be multiples of the patch size {p}, got {tuple(images.shape[-2:])}")
+        if not images.is_floating_point():
+            images = images.to(torch.get_default_dtype()) / 255
+        mean = torch.tensor(self.spec.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
+        std = torch.tensor(self.spec.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
+        return (images - mean) / std
