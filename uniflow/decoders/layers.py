@@ -1,0 +1,210 @@
+"""Building blocks of the patch-wise decoders."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, N, 3 p^2): patches row-major; within a patch channel slowest, then row, then column."""
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch_size, q=patch_size)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """The inverse of `patchify` for a grid of (rows, columns)."""
+    h, w = grid
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=h, w=w, p=patch_size, q=patch_size)
+
+
+def sincos_2d(width: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2D sine-cosine position embedding, (1, h w, width), float32.
+
+    The first half of the channels encodes the column, the second the row; in each half sines come first, then cosines,
+    with frequencies 10000^(-k / (width / 4)).
+
+    Raises:
+        ValueError: if `width` is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"a 2D sine-cosine embedding needs a width divisible by 4, got {width}")
+    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    halves = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]
+    return torch.cat([f(half) for half in halves for f in (torch.sin, torch.cos)], dim=1).float()[None]
+
+
+class PositionEmbedding(nn.Module):
+    """Adds a 2D position embedding to tokens of any grid.
+
+    Args:
+        width: channels of the tokens.
+        learned_grid: None for fixed sines and cosines, computed for each grid; a grid (rows, columns) for a trained
+            table of that size, which starts as sines and cosines and is resized bicubically for other grids.
+    """
+
+    def __init__(self, width: int, learned_grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.width = width
+        self.learned_grid = learned_grid
+        self.table: nn.Parameter | None = None
+        if learned_grid is not None:
+            self.table = nn.Parameter(sincos_2d(width, learned_grid))
+        self._cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`tokens` (B, h w, width) plus the embedding of `grid` = (h, w)."""
+        if self.table is None:
+            return tokens + self._fixed(grid, tokens.device, tokens.dtype)
+        table = self.table
+        if grid != self.learned_grid:
+            image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
+            resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
+            table = rearrange(resized, "1 c h w -> 1 (h w) c")
+        return tokens + table.to(tokens.dtype)
+
+    def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        key = (grid, device, dtype)
+        if key not in self._cache:
+            if len(self._cache) >= 8:  # a stream of ever new sizes must not fill the memory
+                self._cache.clear()
+            self._cache[key] = sincos_2d(self.width, grid).to(device=device, dtype=dtype)
+        return self._cache[key]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cache": {}}
+
+
+class GlobalStage(nn.Module):
+    """Latents -> one condition vector a patch: C = GTB(up(z) + PE) + PE' (arXiv 2510.10575).
+
+    Args:
+        channels: channels of the latents.
+        width: channels of the condition.
+        depth: number of global transformer blocks.
+        num_heads: attention heads; divides `width`.
+        learned_grid: see `PositionEmbedding`.
+
+    Raises:
+        ValueError: if `num_heads` does not divide `width`.
+    """
+
+    def __init__(
+        self, channels: int, width: int, depth: int, num_heads: int, learned_grid: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"the decoder's width {width} must be divisible by its num_heads {num_heads}")
+        self.up = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
+        self.position_in = PositionEmbedding(width, learned_grid)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth)
+        )
+        self.position_out = PositionEmbedding(width, learned_grid)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, channels, h, w) -> condition (B, h w, width)."""
+        grid = (latents.shape[-2], latents.shape[-1])
+        tokens = self.position_in(self.up(rearrange(latents, "b c h w -> b (h w) c")), grid)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.position_out(tokens, grid)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal embedding of the flow time, followed by an MLP.
+
+    256 channels, cosines first, then sines, of 1000 t at frequencies 10000^(-k / 128), in float32 at least.
+    """
+
+    channels = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Times (...) in [0, 1] -> (..., width)."""
+        half = self.channels // 2
+        dtype = torch.promote_types(t.dtype, torch.float32)
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device, dtype=dtype) / half)
+        angles = 1000 * t.to(dtype)[..., None] * frequencies
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+
+
+class AdaLNBlock(nn.Module):
+    """Residual MLP with a conditioned norm and gate: x + gate MLP(LN(x) (1 + scale) + shift)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        nn.init.zeros_(self.modulation[1].weight)
+        nn.init.zeros_(self.modulation[1].bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x and condition (..., width)."""
+        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class PatchMLP(nn.Module):
+    """The per-patch network: AdaLN residual blocks driven by a condition, and by the time where there is one.
+
+    Args:
+        patch_dim: values of a patch, 3 p^2.
+        width: channels of condition and blocks.
+        depth: number of blocks.
+        flow: True for a flow head, which sees a noisy patch and its time; False for a head that starts from a learned
+            vector and knows no time.
+    """
+
+    def __init__(self, patch_dim: int, width: int, depth: int, *, flow: bool = True) -> None:
+        super().__init__()
+        self.time_embed: TimeEmbedding | None = None
+        if flow:
+            self.time_embed = TimeEmbedding(width)
+            self.input_proj = nn.Linear(patch_dim, width)
+        else:
+            self.start = nn.Parameter(torch.randn(width) * 0.02)
+        self.cond_embed = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.final_proj = nn.Linear(width, patch_dim)
+        for layer in (self.final_modulation[1], self.final_proj):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, condition: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """Predict one patch per condition.
+
+        Args:
+            condition: (..., width).
+            x_t: noisy patches (..., patch_dim); flow heads only.
+            t: their times (...), in [0, 1]; flow heads only.
+
+        Returns:
+            (..., patch_dim).
+        """
+        y = self.cond_embed(condition)
+        if self.time_embed is None:
+            x = self.start.expand(*condition.shape[:-1], -1)
+        else:
+            if x_t is None or t is None:
+                raise ValueError("a flow head needs the noisy patches x_t and their times t")
+            y = y + self.time_embed(t)
+            x = self.input_proj(x_t)
+        for block in self.blocks:
+            x = block(x, y)
+        shift, scale = self.final_modulation(y).chunk(2, dim=-1)
+        return self.final_proj(self.final_norm(x) * (1 + scale) + shift)

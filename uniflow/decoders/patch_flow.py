@@ -1,0 +1,184 @@
+"""The paper's decoder: global transformer blocks, then a rectified flow in each patch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.flow import (
+    data_to_velocity,
+    euler,
+    guide,
+    interpolate,
+    sample_times,
+    step_times,
+    velocity_target,
+)
+from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
+from uniflow.specs import LatentSpec
+
+
+class PatchFlowDecoder(PixelDecoder):
+    """Patch-wise pixel flow decoder (arXiv 2510.10575): C = GTB(up(z) + PE) + PE', then v(x_t, t, c) in each patch.
+
+    At t = 0 the best velocity yields E[x | c], so one Euler step paints the expected patch.
+
+    Args:
+        latent: spec of the latents.
+        width: channels of the condition, of the global blocks and of the patch MLP.
+        global_depth: global transformer blocks; 0 leaves each patch alone with its own latent.
+        num_heads: attention heads of the global blocks.
+        flow_depth: AdaLN residual blocks of the patch MLP.
+        prediction: what the network predicts: "velocity" (the paper), or "data", the clean patch, from which the
+            velocity follows as (x_hat - x_t) / (1 - t). A velocity network has to pass 3 p^2 noise values and needs
+            a width above that; a data network does not.
+        uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)).
+        end_point_mass: share of training times at exactly t = 0, where one-step decoding lives.
+        condition_dropout: probability in training that a picture's condition is replaced by zeros; guidance needs it.
+        guidance: classifier-free guidance when decoding; 1 is none.
+        step_schedule: "linear", or "power" with exponent `step_power`.
+        step_power: see `step_schedule`.
+        start: what decoding starts from when no noise is given: "random" (drawn) or "zero".
+        pixel_mean: per-channel mean of the target range; the default maps [0, 1] to [-1, 1].
+        pixel_std: per-channel standard deviation of the target range.
+        learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+
+    Raises:
+        ValueError: for shares outside [0, 1] or a width that the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        latent: LatentSpec,
+        width: int = 1024,
+        global_depth: int = 6,
+        num_heads: int = 16,
+        flow_depth: int = 12,
+        prediction: Literal["velocity", "data"] = "velocity",
+        uniform_share: float = 0.1,
+        end_point_mass: float = 0.0,
+        condition_dropout: float = 0.0,
+        guidance: float = 1.0,
+        step_schedule: Literal["linear", "power"] = "linear",
+        step_power: float = 1.0,
+        start: Literal["random", "zero"] = "random",
+        pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
+        learned_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        shares = {
+            "uniform_share": uniform_share,
+            "end_point_mass": end_point_mass,
+            "condition_dropout": condition_dropout,
+        }
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"PatchFlowDecoder.{name} must lie in [0, 1], got {share}")
+        patch_dim = 3 * latent.patch_size**2
+        if prediction == "velocity" and width < patch_dim:
+            warnings.warn(
+                f"a velocity-predicting patch MLP of width {width} cannot pass the {patch_dim} noise values of a "
+                f"{latent.patch_size} x {latent.patch_size} patch: set width >= {patch_dim} or prediction: data",
+                stacklevel=2,
+            )
+        self.spec = latent
+        self.prediction = prediction
+        self.uniform_share, self.end_point_mass = uniform_share, end_point_mass
+        self.condition_dropout, self.guidance = condition_dropout, guidance
+        self.step_schedule, self.step_power, self.start = step_schedule, step_power, start
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
+        self.head = PatchMLP(patch_dim, width, flow_depth)
+
+    def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """`{"flow": mean squared error of the velocity}`, one time and one noise for each patch."""
+        data = patchify((images - self._pixels(self.pixel_mean, images)) / self._pixels(self.pixel_std, images), self.p)
+        noise, t = self.draw(data)
+        return {"flow": self.flow_loss(self.condition(latents), data, noise, t)}
+
+    def draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise (B, N, 3 p^2) and times (B, N) for the patches `data` (B, N, 3 p^2) of one training batch."""
+        times = sample_times(
+            tuple(data.shape[:2]),
+            device=data.device,
+            uniform_share=self.uniform_share,
+            end_point_mass=self.end_point_mass,
+        )
+        return torch.randn_like(data), times.to(data.dtype)
+
+    def flow_loss(self, condition: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least.
+
+        Args:
+            condition: (..., width).
+            data: clean patches (..., 3 p^2) in the target range.
+            noise: standard normal, shaped as `data`.
+            t: times (...) in [0, 1].
+        """
+        if self.training and self.condition_dropout > 0:
+            keep = torch.rand(condition.shape[0], device=condition.device) >= self.condition_dropout
+            condition = condition * keep.view(-1, *[1] * (condition.ndim - 1)).to(condition.dtype)
+        velocity = self.velocity(interpolate(noise, data, t[..., None]), t, condition)
+        with torch.autocast(data.device.type, enabled=False):
+            dtype = torch.promote_types(velocity.dtype, torch.float32)
+            return F.mse_loss(velocity.to(dtype), velocity_target(noise, data).to(dtype))
+
+    def condition(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> condition (B, h w, width)."""
+        return self.global_stage(latents)
+
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., width)."""
+        prediction = self.head(condition, x_t, t)
+        if self.prediction == "velocity":
+            return prediction
+        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        return data_to_velocity(prediction.to(dtype), x_t.to(dtype), t[..., None].to(dtype))
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        steps: int = 1,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        b, _, h, w = latents.shape
+        shape = (b, 3, h * self.p, w * self.p)
+        # The path is integrated in float32 at least, whatever the latents' type.
+        dtype = torch.promote_types(latents.dtype, torch.float32)
+        if noise is None and self.start == "zero":
+            noise = torch.zeros(shape, device=latents.device, dtype=dtype)
+        elif noise is None:
+            noise = torch.randn(shape, device=latents.device, dtype=dtype, generator=generator)
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"noise must have the images' shape {shape}, got {tuple(noise.shape)}")
+        condition = self.condition(latents)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            times = torch.full(x.shape[:-1], t, device=x.device, dtype=x.dtype)
+            v = self.velocity(x, times, condition)
+            if self.guidance != 1:
+                v = guide(v, self.velocity(x, times, torch.zeros_like(condition)), self.guidance)
+            return v.to(x.dtype)
+
+        times = step_times(steps, schedule=self.step_schedule, power=self.step_power)
+        patches = euler(velocity, patchify(noise.to(dtype), self.p), times)
+        images = unpatchify(patches, self.p, (h, w))
+        return images * self._pixels(self.pixel_std, images) + self._pixels(self.pixel_mean, images)
+
+    @property
+    def p(self) -> int:
+        """Side of a patch in pixels."""
+        return self.spec.patch_size
+
+    @staticmethod
+    def _pixels(values: Sequence[float], like: Tensor) -> Tensor:
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(3, 1, 1)

@@ -1,0 +1,61 @@
+"""The honest control of the flow decoder: the same body, no flow."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
+from uniflow.specs import LatentSpec
+
+
+class RegressionDecoder(PixelDecoder):
+    """Global transformer blocks and the patch MLP of `PatchFlowDecoder`, trained to predict the pixels themselves.
+
+    A flow decoder of one step yields E[x | c] at best; this one is trained for just that, so it tells what the flow
+    adds.
+
+    Args:
+        latent: spec of the latents.
+        width: channels of the condition, of the global blocks and of the patch MLP.
+        global_depth: global transformer blocks.
+        num_heads: attention heads of the global blocks.
+        head_depth: AdaLN residual blocks of the patch MLP.
+        learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+    """
+
+    def __init__(
+        self,
+        latent: LatentSpec,
+        width: int = 1024,
+        global_depth: int = 6,
+        num_heads: int = 16,
+        head_depth: int = 12,
+        learned_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = latent
+        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
+        self.head = PatchMLP(3 * latent.patch_size**2, width, head_depth, flow=False)
+
+    def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """`{"regression": mean squared error}` on pixels mapped to [-1, 1], so of the flow loss's scale."""
+        prediction = self.head(self.global_stage(latents))
+        with torch.autocast(images.device.type, enabled=False):
+            dtype = torch.promote_types(prediction.dtype, torch.float32)
+            target = patchify(images * 2 - 1, self.spec.patch_size)
+            return {"regression": F.mse_loss(prediction.to(dtype), target.to(dtype))}
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        steps: int = 1,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        patches = self.head(self.global_stage(latents))
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        return unpatchify(patches, self.spec.patch_size, (latents.shape[-2], latents.shape[-1])) * 0.5 + 0.5

@@ -1,0 +1,93 @@
+"""What every task shares: optimizer, learning-rate schedule, training progress, per-step randomness."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from uniflow.distill.schedule import Cosine, Schedule, Warmup, as_schedule
+from uniflow.tasks.optim import FusedAdamW, parameter_groups
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+
+
+class Task(LightningModule):
+    """Base class of all tasks.
+
+    A subclass takes its parts in the constructor, builds them in `build` and implements Lightning's steps. Its
+    constructor passes `optimizer` and `lr_schedule` on.
+
+    Args:
+        optimizer: parameter groups -> optimizer; its learning rate is the peak.
+        lr_schedule: factor on the learning rate over training progress; None is 5 % warm-up, then cosine to 1 %.
+    """
+
+    def __init__(self, optimizer: OptimizerFactory = FusedAdamW, lr_schedule: Schedule | None = None) -> None:
+        super().__init__()
+        self._optimizer = optimizer
+        self._lr_schedule = lr_schedule or Warmup(0.05, Cosine(1.0, 0.01))
+        self._total_steps: float = math.inf
+        self._built = False
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the modules. Called once, on the device and in the precision that Lightning has set up."""
+
+    def configure_model(self) -> None:
+        if not self._built:  # Lightning may call this hook more than once
+            self.build()
+            self._built = True
+
+    def lr_multiplier(self, name: str) -> float:
+        """Factor on the learning rate of the parameter `name`."""
+        return 1.0
+
+    @property
+    def progress(self) -> float:
+        """Share of training that is done, in [0, 1]; 1 outside of fit."""
+        if not math.isfinite(self._total_steps):
+            return 1.0
+        return min(1.0, self.global_step / max(1.0, self._total_steps - 1))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("the learning-rate schedule needs an end of training: set trainer.max_steps or max_epochs")
+        self._total_steps = float(total)
+        groups = parameter_groups(self, self.lr_multiplier)
+        if not groups:
+            raise ValueError("nothing to train: every parameter of the model is frozen")
+        optimizer = self._optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * group["multiplier"]
+        schedule = as_schedule(self._lr_schedule)
+        last = max(1.0, self._total_steps - 1)
+        scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / last)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Randomness is a function of (seed, batch, rank), so a resumed run draws what the uninterrupted one drew.
+        total = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(step_seed(total, self.global_rank))
+
+
+def step_seed(*position: int) -> int:
+    """A seed for torch from the run's seed (`seed_everything`) and a position such as (batch, rank)."""
+    run_seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+    return int(np.random.SeedSequence([run_seed, *position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1]; uint8 is divided by 255, floats pass."""
+    return images if images.is_floating_point() else images.float() / 255
