@@ -1,0 +1,111 @@
+"""Weights of timm ViTs: from the hub or from a local safetensors file, strictly, with a report of what does not fit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from timm.models import load_state_dict_from_hf
+from torch import Tensor, nn
+
+# What timm's files hold behind the last block; encoders give hidden states and have none of it.
+_BEHIND_THE_BLOCKS = ("norm.", "fc_norm.", "head.", "attn_pool.", "pre_logits.", "head_dist.", "mask_token")
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file; nothing else is accepted, and nothing is unpickled.
+
+    Raises:
+        ValueError: if there is no such file or it is not in the safetensors format.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"weights: no such file: {os.fspath(path)!r}; give a safetensors file, 'pretrained' or null")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"weights: {os.fspath(path)!r} is not a safetensors file ({error}); pickled checkpoints are not read, "
+            "convert them with safetensors.torch.save_file"
+        ) from error
+
+
+def fetch_pretrained(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """Fetch (or take from the local cache) the weights that timm publishes for `name`.
+
+    Raises:
+        ValueError: if timm has no weights for this name, or they can neither be fetched nor found in the cache.
+    """
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    repository = cfg.get("hf_hub_id")
+    if not repository or cfg.get("custom_load"):
+        raise ValueError(
+            f"weights: timm has no loadable pretrained weights for {name!r}; give a safetensors file or null"
+        )
+    filename = {"filename": cfg["hf_hub_filename"]} if cfg.get("hf_hub_filename") else {}
+    try:
+        return load_state_dict_from_hf(repository, weights_only=True, **filename)
+    except Exception as error:  # the hub client raises errors of several HTTP libraries; all are re-raised as one line
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {repository}: {reason} "
+            "Without network: download its model.safetensors elsewhere and set weights to the path of that file"
+        ) from error
+
+
+def load_timm_state(model: nn.Module, state: dict[str, Tensor], source: str, antialias: bool = True) -> None:
+    """Load `state`, in timm's key format, into a timm ViT that has been cut after its last block.
+
+    Final norms and heads in `state` are passed over, a `model.` prefix (a `TimmEncoder.state_dict()`) is taken off, and
+    a position embedding of another grid is resampled by timm (bicubic). Everything else must fit exactly.
+
+    Args:
+        model: the timm model.
+        state: tensors by name.
+        source: where they come from, for messages.
+        antialias: whether the resampling antialiases.
+
+    Raises:
+        ValueError: naming the missing, unexpected and misshapen tensors.
+    """
+    if state and all(key.startswith("model.") for key in state):
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+    expected = model.state_dict()
+    patch_weight = state.get("patch_embed.proj.weight")
+    # timm would resample patch kernels of another size as well: a different encoder, not the same one on another grid.
+    patch_fits = patch_weight is None or patch_weight.shape == expected["patch_embed.proj.weight"].shape
+    if patch_fits:
+        state = _timm_filter(model, state, source, antialias)
+    state = {key: value for key, value in state.items() if not key.startswith(_BEHIND_THE_BLOCKS)}
+    report = {
+        "missing": sorted(expected.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - expected.keys()),
+        "misshapen": [
+            f"{key} is {tuple(state[key].shape)}, needs {tuple(expected[key].shape)}"
+            for key in sorted(expected.keys() & state.keys())
+            if state[key].shape != expected[key].shape
+        ],
+    }
+    if any(report.values()):
+        lines = [f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in report.items() if keys]
+        raise ValueError(f"weights: {source} does not fit this encoder: {'; '.join(lines)}")
+    model.load_state_dict(state)
+
+
+def _timm_filter(model: nn.Module, state: dict[str, Tensor], source: str, antialias: bool) -> dict[str, Tensor]:
+    """timm's own conversion of checkpoints: other projects' keys, position embeddings of other grids."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    try:
+        return convert(state, model, antialias=antialias)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"weights: {source} cannot be converted for this encoder: {reason}") from error
+
+
+def _shorten(keys: list[str], limit: int = 6) -> str:
+    return ", ".join(keys[:limit]) + (f", and {len(keys) - limit} more" if len(keys) > limit else "")

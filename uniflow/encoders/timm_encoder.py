@@ -1,0 +1,168 @@
+"""Any timm ViT as an encoder, through one path."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from types import MethodType
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
+from torch import Tensor
+
+from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.encoders.loading import fetch_pretrained, load_timm_state, read_safetensors
+from uniflow.specs import EncoderSpec
+
+Tune = Literal["full", "frozen"] | int
+
+
+class TimmEncoder(VisionEncoder):
+    """A timm Vision Transformer cut after its last block: final norm, pooling and head are removed, drop-path is off.
+
+    Mean, standard deviation, patch size and image size come from timm. Images of any height and width that are
+    multiples of the patch size pass; learned position embeddings are resampled (bicubic) to their grid.
+
+    Args:
+        name: timm model name, with the tag of its weights, such as `vit_base_patch16_224.augreg_in21k`.
+        weights: `pretrained` (timm's, from the Hugging Face hub or its local cache), the path of a safetensors file in
+            timm's key format, or null for random weights.
+        tune: what is trained: `full`, `frozen`, or a number k for the last k blocks only.
+        gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
+        pos_embed_antialias: antialias when the position embedding is resampled to a smaller grid, as timm does.
+        depth: number of blocks in place of the variant's; like the next four only with weights null or a file.
+        embed_dim: channels in place of the variant's.
+        num_heads: attention heads in place of the variant's.
+        patch_size: side of a patch in pixels in place of the variant's.
+        image_size: side in pixels of the images that the position embedding is made for, in place of the variant's.
+
+    Raises:
+        ValueError: for an unknown name, a model that is not a ViT, sizes that do not go together, or weights that
+            cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | os.PathLike[str] | None = "pretrained",
+        tune: Tune = "full",
+        gradient_checkpointing: bool = False,
+        pos_embed_antialias: bool = True,
+        depth: int | None = None,
+        embed_dim: int | None = None,
+        num_heads: int | None = None,
+        patch_size: int | None = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        given = {
+            "depth": depth,
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "patch_size": patch_size,
+            "img_size": image_size,
+        }
+        sizes = {key: value for key, value in given.items() if value is not None}
+        if weights == "pretrained" and sizes:
+            raise ValueError(
+                f"the pretrained weights of {name!r} fit its own size only: "
+                f"{', '.join(sizes).replace('img_size', 'image_size')} needs weights null or a safetensors file"
+            )
+        self.model = _create_vit(name, sizes)
+        self.spec = _spec(self.model)
+        if not pos_embed_antialias:
+            _switch_off_antialiasing(self.model, name)
+        if weights == "pretrained":
+            load_timm_state(self.model, fetch_pretrained(self.model, name), f"timm's {name}")
+        elif weights is not None:
+            load_timm_state(self.model, read_safetensors(weights), os.fspath(weights), pos_embed_antialias)
+        _set_trainable(self.model, tune)
+        self.set_gradient_checkpointing(gradient_checkpointing)
+
+    def set_gradient_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass (less memory, same loss), or keep them."""
+        self.model.set_grad_checkpointing(enable)
+
+    def forward(self, images: Tensor) -> EncoderOutput:
+        # The patch kernel's dtype: float64 parameters take uint8 images as well. Frozen blocks in front build no graph,
+        # since nothing before the first trained parameter requires a gradient.
+        pixels = self.normalize(images).to(self.model.patch_embed.proj.weight.dtype)
+        grid = (images.shape[-2] // self.spec.patch_size, images.shape[-1] // self.spec.patch_size)
+        # Models without prefix tokens return bare tensors.
+        has_prefix = self.spec.num_prefix_tokens > 0
+        states = self.model.forward_intermediates(
+            pixels, output_fmt="NLC", norm=False, return_prefix_tokens=has_prefix, intermediates_only=True
+        )
+        if not has_prefix:
+            states = [(hidden, hidden[:, :0]) for hidden in states]
+        hidden_states, prefix_tokens = zip(*states, strict=True)
+        return EncoderOutput(hidden_states, prefix_tokens, grid)
+
+
+def _create_vit(name: str, sizes: dict[str, int]) -> Any:
+    """The timm model with random weights, without what comes after its last block."""
+    if not timm.is_model(name) or (timm.get_pretrained_cfg(name, allow_unregistered=False) is None):
+        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=4, cutoff=0.4)
+        raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
+    for key, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{key.replace('img_size', 'image_size')} must be at least 1, not {value}")
+    try:
+        arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **sizes}
+        model: Any = timm.create_model(name, **arguments)
+        model.prune_intermediate_layers(len(model.blocks), prune_norm=True, prune_head=True)
+    except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
+        what = f" of size {sizes}" if sizes else ""
+        raise ValueError(f"timm's {name!r} cannot be built as a ViT encoder{what}: {error}") from error
+    if model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
+        raise ValueError(f"{name!r} has patches that are not square: {model.patch_embed.patch_size}")
+    return model
+
+
+def _spec(model: Any) -> EncoderSpec:
+    return EncoderSpec(
+        embed_dim=model.embed_dim,
+        patch_size=model.patch_embed.patch_size[0],
+        num_layers=len(model.blocks),
+        num_prefix_tokens=model.num_prefix_tokens,
+        image_size=model.patch_embed.img_size[0],
+        mean=tuple(model.pretrained_cfg["mean"]),
+        std=tuple(model.pretrained_cfg["std"]),
+    )
+
+
+def _set_trainable(model: Any, tune: Tune) -> None:
+    model.requires_grad_(tune == "full")
+    if tune in ("full", "frozen"):
+        return
+    depth = len(model.blocks)
+    if isinstance(tune, bool) or not isinstance(tune, int) or not 1 <= tune <= depth:
+        raise ValueError(f"tune must be 'full', 'frozen' or a number of last blocks from 1 to {depth}, not {tune!r}")
+    for block in model.blocks[-tune:]:
+        block.requires_grad_(True)
+
+
+def _switch_off_antialiasing(model: Any, name: str) -> None:
+    if not isinstance(model, VisionTransformer) or model.pos_embed is None:
+        raise ValueError(f"pos_embed_antialias: {name!r} has no plain learned position embedding to resample")
+    # A bound method, which deepcopy binds to the copy.
+    model.__dict__["_pos_embed"] = MethodType(_pos_embed_without_antialias, model)
+
+
+def _pos_embed_without_antialias(model: Any, x: Tensor) -> Tensor:
+    """timm's `VisionTransformer._pos_embed` for (B, h, w, D) patches, but for `antialias=False`."""
+    prefix = [token.expand(x.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
+    pos_embed = resample_abs_pos_embed(
+        model.pos_embed,
+        new_size=list(x.shape[1:3]),
+        old_size=list(model.patch_embed.grid_size),
+        num_prefix_tokens=0 if model.no_embed_class else model.num_prefix_tokens,
+        antialias=False,
+    )
+    patches = x.flatten(1, 2)
+    if model.no_embed_class:
+        return torch.cat([*prefix, patches + pos_embed], dim=1)
+    return torch.cat([*prefix, patches], dim=1) + pos_embed
