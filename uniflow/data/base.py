@@ -1,0 +1,219 @@
+"""The base class of all data modules: loaders, order, and a position that a checkpoint can bring back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Serves batches as dicts with "image": uint8 (B, 3, H, W) RGB in [0, 255], and whatever else a sample holds.
+
+    A subclass gives one dataset per split through `make_dataset`, and may set `class_names` there or in `__init__`.
+    A map-style dataset returns one dict a sample; it is handed a `SampleIndex`, and draws the randomness of training
+    from `sample_generator(self.seed, index)`, so that a sample is a function of (seed, epoch, index). It returns
+    None for a sample that cannot be had, which is left out of its batch.
+
+    All splits are there after `setup` of any stage: a linear probe at test time is fitted on "val".
+
+    The state stored in a checkpoint is the epoch and the number of batches trained on in it. A resumed run reads
+    exactly the samples that the interrupted one had not reached.
+
+    Attributes:
+        class_names: names of the values of "label", in order; None without labels.
+        collate: makes a batch from a list of samples; torch's default stacks tensors of equal shape.
+    """
+
+    class_names: list[str] | None = None
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 2, seed: int = 0) -> None:
+        """
+        Args:
+            batch_size: samples a batch and process.
+            num_workers: worker processes a loader; 0 reads in the main process.
+            seed: the seed of order and augmentation, >= 0.
+
+        Raises:
+            ValueError: if a number is out of range.
+        """
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least {least}, not {value}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.datasets: dict[str, Dataset] = {}
+        self._resume: dict[str, int] | None = None
+
+    @abstractmethod
+    def make_dataset(self, split: str) -> Dataset:
+        """The dataset of `split`, one of "train", "val", "test"."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Make the datasets of all splits, once."""
+        if not self.datasets:
+            self.datasets = {split: self.make_dataset(split) for split in SPLITS}
+
+    @property
+    def rank(self) -> int:
+        """This process's number among all processes."""
+        if self.trainer is not None:
+            return self.trainer.global_rank
+        return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that share the data."""
+        if self.trainer is not None:
+            return self.trainer.world_size
+        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""
+        dataset = self._dataset("train")
+        epoch, batches = self._start()
+        per_rank = len(dataset) // self.world_size  # type: ignore[arg-type]
+        if per_rank < self.batch_size:
+            raise ValueError(
+                f"{type(self).__name__}: {per_rank} training images a process do not fill one batch; "
+                f"set batch_size to {per_rank} or less (it is {self.batch_size})"
+            )
+        sampler = TrainSampler(dataset, self.world_size, self.rank, self.seed)
+        sampler.resume(epoch, batches * self.batch_size)
+        return self._loader(_Complete(dataset), sampler=sampler, batch_size=self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Every validation sample once, over all processes."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Every test sample once, over all processes."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test samples."""
+        return self._evaluation_loader("test")
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in training: what a resumed run has to skip, and the settings under which that holds."""
+        if self.trainer is None:
+            return {}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        # Processed, not completed: a checkpoint written at the end of a batch comes before `completed` is counted.
+        epoch, done = epochs.processed, batches.processed
+        if epochs.processed == epochs.started:  # between two epochs: the one before is counted already
+            done = 0
+        elif done >= self.trainer.num_training_batches:
+            epoch, done = epoch + 1, 0
+        return {"epoch": epoch, "batches": done, **self._settings()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take up training where `state_dict` says; it concerns the next `train_dataloader` only."""
+        self._resume = dict(state_dict) if state_dict else None
+
+    def _settings(self) -> dict[str, int]:
+        return {"batch_size": self.batch_size, "seed": self.seed, "world_size": self.world_size}
+
+    def _start(self) -> tuple[int, int]:
+        """(epoch, batches to leave out) of the training loader that is being made."""
+        resume, self._resume = self._resume, None
+        if resume is None:
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer is not None else None
+            return (epochs.processed if epochs else 0), 0
+        changed = [f"{k} {resume[k]} -> {v}" for k, v in self._settings().items() if resume.get(k, v) != v]
+        if changed and resume["batches"]:
+            rank_zero_warn(
+                f"resuming in mid-epoch with {', '.join(changed)}: some samples are seen twice or not at all"
+            )
+        return resume["epoch"], resume["batches"]
+
+    def _dataset(self, split: str) -> Dataset:
+        if split not in self.datasets:
+            self.setup()
+        return self.datasets[split]
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        dataset = self._dataset(split)
+        sampler = EvaluationSampler(dataset, self.world_size, self.rank, self.batch_size)
+        batches = _Batches(dataset, self.collate, self.world_size)
+        return self._loader(batches, sampler=sampler, batch_size=None)
+
+    def _loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
+        kwargs.setdefault("collate_fn", None if kwargs.get("batch_size") is None else self.collate)
+        return ResumableDataLoader(
+            dataset,
+            num_workers=kwargs.pop("num_workers", self.num_workers),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=kwargs.pop("persistent_workers", self.num_workers > 0),
+            **kwargs,
+        )
+
+
+class ResumableDataLoader(DataLoader):
+    """A `DataLoader` that Lightning knows to be resumable: the data module keeps its position, so it has no state."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # An evaluation batch without one readable sample is None; the next one takes its place.
+        return (batch for batch in super().__iter__() if batch is not None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class _Complete(Dataset):
+    """The training view of a dataset: a sample that cannot be had is replaced by the next one that can."""
+
+    ATTEMPTS = 100
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        epoch = getattr(index, "epoch", 0)
+        for offset in range(min(self.ATTEMPTS, len(self))):
+            sample = self.dataset[SampleIndex((index + offset) % len(self), epoch)]
+            if sample is not None:
+                return sample
+        raise RuntimeError(f"no readable image among the {offset + 1} from number {int(index)} on; see the skip log")
+
+
+class _Batches(Dataset):
+    """The evaluation view of a dataset, indexed by lists: a sample that cannot be had is left out of its batch."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], world_size: int) -> None:
+        self.dataset, self.collate, self.world_size = dataset, collate, world_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, indices: list[int] | int) -> Any:
+        if isinstance(indices, int):  # Lightning's overfit_batches puts a sequential sampler here
+            indices = [indices]
+        samples = [s for s in (self.dataset[SampleIndex(i)] for i in indices) if s is not None]
+        if samples:
+            return self.collate(samples)
+        if self.world_size > 1:
+            raise RuntimeError(
+                f"none of the evaluation images {indices} can be read, and a process cannot leave out a whole batch "
+                "when others wait for it; remove the files named in the skip log or raise batch_size"
+            )
+        return None

@@ -1,0 +1,92 @@
+"""Which sample is read when: training order as a function of (seed, epoch), evaluation order without repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, DistributedSampler
+
+
+class SampleIndex(int):
+    """An index into a map-style dataset that knows the epoch it is drawn in.
+
+    It is an `int`, so any dataset takes it; a dataset that augments reads `epoch` and derives its randomness from
+    (seed, epoch, index) with `sample_generator`.
+    """
+
+    epoch: int
+
+    def __new__(cls, index: int, epoch: int = 0) -> SampleIndex:
+        self = super().__new__(cls, index)
+        self.epoch = epoch
+        return self
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several non-negative integers; neighbouring inputs give unrelated seeds."""
+    low, high = np.random.SeedSequence([int(part) for part in parts]).generate_state(2)
+    return (int(high) << 32 | int(low)) >> 1
+
+
+def sample_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of one sample's augmentation: a function of (seed, epoch, index) and of nothing else.
+
+    Args:
+        seed: the data module's seed, >= 0.
+        index: the sample's index; a `SampleIndex` brings its epoch, a plain `int` counts as epoch 0.
+    """
+    return torch.Generator().manual_seed(mix_seed(seed, getattr(index, "epoch", 0), int(index)))
+
+
+class TrainSampler(DistributedSampler[int]):
+    """Shuffles with (seed, epoch), splits over ranks and starts an interrupted epoch where it stopped.
+
+    Lightning leaves it alone, because it is a `DistributedSampler`. Padding and dropping are those of that class.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, seed: int, drop_last: bool = True) -> None:
+        # Mixed, because the base class adds the epoch to the seed: epoch 1 of seed 0 must not be epoch 0 of seed 1.
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=mix_seed(seed) >> 16, drop_last=drop_last)
+        self._resume: tuple[int, int] = (0, 0)
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Go to `epoch` and, in that epoch only, leave out this rank's first `start` samples."""
+        self.set_epoch(epoch)
+        self._resume = (epoch, start)
+
+    def __iter__(self) -> Iterator[SampleIndex]:
+        epoch, (resumed_epoch, start) = self.epoch, self._resume
+        order = list(super().__iter__())
+        return (SampleIndex(i, epoch) for i in order[start if epoch == resumed_epoch else 0 :])
+
+    # __len__ stays that of the whole epoch: Lightning counts on from the batch where the run stopped.
+
+
+class EvaluationSampler(DistributedSampler[list[int]]):
+    """Batches (lists of indices) in which every sample occurs exactly once over all ranks.
+
+    All ranks get the same number of batches, so that no rank waits for another in a collective; their sizes differ
+    where the samples do not divide evenly. Meant for `DataLoader(sampler=..., batch_size=None)`.
+
+    Raises:
+        ValueError: if there are fewer samples than ranks.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, batch_size: int) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        total = len(dataset)  # type: ignore[arg-type]
+        if 0 < total < num_replicas:
+            raise ValueError(f"{total} evaluation images cannot be shared by {num_replicas} processes; use fewer")
+        most = -(-total // num_replicas)
+        self.num_batches = min(-(-most // batch_size), total // num_replicas)
+        self.indices = range(rank, total, num_replicas)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        bounds = [len(self.indices) * k // self.num_batches for k in range(self.num_batches + 1)]
+        return ([*self.indices[a:b]] for a, b in pairwise(bounds))
+
+    def __len__(self) -> int:
+        return self.num_batches
