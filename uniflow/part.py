@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 from abc import ABC
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -49,18 +50,11 @@ def part_config(part: Part) -> dict[str, Any]:
     }
 
 
-def build_part(config: dict[str, Any], base: type[PartT], *spec: Any, **overrides: Any) -> PartT:
-    """Build the part that `config` describes.
-
-    Args:
-        config: `{"class_path": ..., "init_args": {...}}` as made by `part_config`.
-        base: the class that the part has to be a subclass of.
-        *spec: the spec of the part before it, if the constructor takes one.
-        **overrides: arguments that replace those of `config`.
+def import_part(config: Mapping[str, Any], base: type[PartT]) -> type[PartT]:
+    """The class that `config` names; nothing is instantiated.
 
     Raises:
-        ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
-            instantiated before the class has been checked.
+        ValueError: if it cannot be imported or is no subclass of `base`.
     """
     class_path = config.get("class_path")
     if not isinstance(class_path, str) or "." not in class_path:
@@ -74,11 +68,28 @@ def build_part(config: dict[str, Any], base: type[PartT], *spec: Any, **override
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ValueError(f"{class_path} is not a {base.__name__}")
+    return cls
+
+
+def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overrides: Any) -> PartT:
+    """Build the part that `config` describes.
+
+    Args:
+        config: `{"class_path": ..., "init_args": {...}}` as made by `part_config`.
+        base: the class that the part has to be a subclass of.
+        *spec: the spec of the part before it, if the constructor takes one.
+        **overrides: arguments that replace those of `config`.
+
+    Raises:
+        ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
+            instantiated before the class has been checked.
+    """
+    cls = import_part(config, base)
     arguments = {**config.get("init_args", {}), **overrides}
     try:
         inspect.signature(cls).bind(*spec, **arguments)
     except TypeError as error:
-        raise ValueError(f"{class_path} does not take the arguments {sorted(arguments)}: {error}") from error
+        raise ValueError(f"{config['class_path']} does not take the arguments {sorted(arguments)}: {error}") from error
     return cls(*spec, **arguments)
 
 

@@ -203,7 +203,7 @@ class PatchMLP(nn.Module):
             if x_t is None or t is None:
                 raise ValueError("a flow head needs the noisy patches x_t and their times t")
             y = y + self.time_embed(t)
-            x = self.input_proj(x_t)
+            x = self.input_proj(x_t.to(condition.dtype))
         for block in self.blocks:
             x = block(x, y)
         shift, scale = self.final_modulation(y).chunk(2, dim=-1)

@@ -1,0 +1,275 @@
+"""The tokenizer: encoder, bottleneck and decoder as one model. No Lightning here, and no teacher."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from uniflow.bottleneck import Bottleneck
+from uniflow.decoders.base import PixelDecoder
+from uniflow.encoders.base import VisionEncoder
+from uniflow.part import build_part, import_part, part_config
+from uniflow.version import __version__
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+FORMAT = 1
+
+
+class Tokenizer(nn.Module):
+    """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
+
+    Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are no multiple of the patch size
+    are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w).
+
+    Args:
+        encoder: pixels -> hidden states.
+        bottleneck: last hidden state -> latents.
+        decoder: latents -> pixels.
+
+    Raises:
+        ValueError: if the decoder was made for other latents than the bottleneck gives.
+    """
+
+    def __init__(self, encoder: VisionEncoder, bottleneck: Bottleneck, decoder: PixelDecoder) -> None:
+        super().__init__()
+        if decoder.spec != bottleneck.spec:
+            raise ValueError(f"the decoder expects {decoder.spec}, the bottleneck gives {bottleneck.spec}")
+        self.encoder = encoder
+        self.bottleneck = bottleneck
+        self.decoder = decoder
+
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the image area that one latent stands for."""
+        return self.bottleneck.spec.patch_size
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels C of the latents."""
+        return self.bottleneck.spec.channels
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad the right and bottom edge of (B, 3, H, W) to multiples of the patch size."""
+        multiple = max(self.patch_size, self.encoder.spec.patch_size)
+        right, bottom = -images.shape[-1] % multiple, -images.shape[-2] % multiple
+        if not (right or bottom):
+            return images
+        # Padding by repetition is not implemented for integers; float32 holds them exactly.
+        padded = F.pad(images if images.is_floating_point() else images.float(), (0, right, 0, bottom), "replicate")
+        return padded.to(images.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> latents (B, C, ceil(H / patch_size), ceil(W / patch_size)).
+
+        Raises:
+            ValueError: if the images are not RGB batches.
+        """
+        latents, _ = self.bottleneck(self.encoder(self.pad(images)).feature_map())
+        return latents
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        steps: int = 1,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        clamp: bool = True,
+    ) -> Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, h * patch_size, w * patch_size) in [0, 1].
+
+        Args:
+            latents: what `encode` gave, or a generator made.
+            steps: sampler steps of a flow decoder.
+            noise: standard normal start, shaped as the images, in place of a drawn one.
+            generator: source of the drawn noise.
+            clamp: whether to cut the result to [0, 1].
+
+        Raises:
+            ValueError: if the latents are not (B, C, h, w), the noise is misshapen, or there is no step.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(f"latents must be (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
+        images = self.decoder.decode(latents, steps=steps, noise=noise, generator=generator)
+        return images.clamp(0, 1) if clamp else images
+
+    def reconstruct(
+        self,
+        images: Tensor,
+        *,
+        steps: int = 1,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Encode and decode `images` (B, 3, H, W): float images in [0, 1] of the same size."""
+        decoded = self.decode(self.encode(images), steps=steps, noise=noise, generator=generator)
+        return decoded[..., : images.shape[-2], : images.shape[-1]]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`reconstruct` in one step."""
+        return self.reconstruct(images)
+
+    def features(self, images: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Hidden states of chosen blocks as feature maps.
+
+        Args:
+            images: (B, 3, H, W).
+            layers: indices of blocks, 0 = first, -1 = last.
+
+        Returns:
+            For each of `layers` the patch tokens (B, D, h, w).
+
+        Raises:
+            ValueError: if there is no such block.
+        """
+        depth = self.encoder.spec.num_layers
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"the encoder has blocks 0 to {depth - 1}, there is no block {layer}")
+        output = self.encoder(self.pad(images))
+        return [output.feature_map(layer) for layer in layers]
+
+    def config(self) -> dict[str, Any]:
+        """Class path and arguments of each part, ready for JSON."""
+        return {
+            "format": FORMAT,
+            "uniflow_version": __version__,
+            "encoder": part_config(self.encoder),
+            "bottleneck": part_config(self.bottleneck),
+            "decoder": part_config(self.decoder),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A tokenizer of the architecture that `config` describes, with random weights; nothing is fetched.
+
+        Raises:
+            ValueError: if a part is missing, cannot be imported, or does not take its arguments.
+        """
+        if config.get("format") != FORMAT:
+            raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
+        for part in ("encoder", "bottleneck", "decoder"):
+            if not isinstance(config.get(part), Mapping):
+                raise ValueError(f"the tokenizer's config names no {part}")
+        encoder_class = import_part(config["encoder"], VisionEncoder)
+        takes_weights = "weights" in inspect.signature(encoder_class).parameters
+        encoder = build_part(config["encoder"], VisionEncoder, **({"weights": None} if takes_weights else {}))
+        bottleneck = build_part(config["bottleneck"], Bottleneck, encoder.spec)
+        return cls(encoder, bottleneck, build_part(config["decoder"], PixelDecoder, bottleneck.spec))
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` and `model.safetensors` into `directory`, which is made if need be."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
+        save_file(tensors, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
+        (directory / f".{CONFIG_NAME}").write_text(json.dumps(self.config(), indent=2) + "\n")
+        for name in (WEIGHTS_NAME, CONFIG_NAME):
+            os.replace(directory / f".{name}", directory / name)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a tokenizer, in evaluation mode, on the CPU. Nothing is downloaded, no teacher is built.
+
+        Args:
+            path: a directory made by `save_pretrained`, or a checkpoint of `uniflow fit`; of a checkpoint with averaged
+                weights (EMA) these are taken.
+
+        Raises:
+            FileNotFoundError: if there is nothing at `path`.
+            ValueError: if it holds no tokenizer, or its weights do not fit its config.
+        """
+        path = Path(path)
+        if path.is_dir():
+            config, tensors = _read_directory(path)
+        elif path.is_file():
+            config, tensors = _read_checkpoint(path)
+        else:
+            raise FileNotFoundError(f"no tokenizer at {path}: give a directory with {CONFIG_NAME}, or a checkpoint")
+        tokenizer = cls.from_config(config)
+        _load_strictly(tokenizer, tensors, path)
+        return tokenizer.eval()
+
+    def summary(self, image_size: int | tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
+        """Size and cost of each part for one image and one decoding step.
+
+        Args:
+            image_size: side, or (H, W), in pixels; the encoder's pretraining size by default.
+
+        Returns:
+            For "encoder", "bottleneck", "decoder" and "total": `parameters` (count) and `gflop` (10^9 floating-point
+            operations of the forward pass, a multiply-add counted as two).
+        """
+        size = image_size or self.encoder.spec.image_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        counter = FlopCounterMode(display=False)
+        # On the meta device nothing is computed, and a model of billions of parameters needs no memory.
+        model = copy.deepcopy(self).to("meta").eval().float()
+        with torch.no_grad(), counter:
+            images = torch.empty(1, 3, height, width, device="meta")
+            model.decode(model.encode(images), noise=torch.empty_like(model.pad(images)))
+        counts = counter.get_flop_counts()
+        rows = {}
+        for name in ("encoder", "bottleneck", "decoder"):
+            part: nn.Module = getattr(self, name)
+            flop = sum(counts.get(f"{type(self).__name__}.{name}", {}).values())
+            rows[name] = {"parameters": sum(p.numel() for p in part.parameters()), "gflop": flop / 1e9}
+        rows["total"] = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "gflop")}
+        return rows
+
+
+def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
+    try:
+        config = json.loads((path / CONFIG_NAME).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path / CONFIG_NAME} is no valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path / CONFIG_NAME} must hold a JSON object")
+    try:
+        return config, load_file(path / WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"{path / WEIGHTS_NAME} is no valid safetensors file: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types for a file that is no checkpoint
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "tokenizer" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
+    weights = {**checkpoint["state_dict"], **checkpoint.get("ema", {})}
+    prefix = "tokenizer."
+    return checkpoint["tokenizer"], {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the weights of {path} do not fit its config: {'; '.join(problems[:5])}{more}")
+    module.load_state_dict(tensors)
