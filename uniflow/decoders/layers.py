@@ -147,13 +147,11 @@ class AdaLNBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        self.modulation = _zero_linear(width, 3 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x and condition (..., width)."""
-        shift, scale, gate = self.modulation(condition).chunk(3, dim=-1)
+        shift, scale, gate = self.modulation(F.silu(condition)).chunk(3, dim=-1)
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
@@ -179,11 +177,8 @@ class PatchMLP(nn.Module):
         self.cond_embed = nn.Linear(width, width)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        self.final_proj = nn.Linear(width, patch_dim)
-        for layer in (self.final_modulation[1], self.final_proj):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.final_modulation = _zero_linear(width, 2 * width)
+        self.final_proj = _zero_linear(width, patch_dim)
 
     def forward(self, condition: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """Predict one patch per condition.
@@ -206,5 +201,13 @@ class PatchMLP(nn.Module):
             x = self.input_proj(x_t.to(condition.dtype))
         for block in self.blocks:
             x = block(x, y)
-        shift, scale = self.final_modulation(y).chunk(2, dim=-1)
+        shift, scale = self.final_modulation(F.silu(y)).chunk(2, dim=-1)
         return self.final_proj(self.final_norm(x) * (1 + scale) + shift)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as zero: every residual block as the identity, the output as the target's mean."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

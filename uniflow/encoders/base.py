@@ -56,14 +56,18 @@ class VisionEncoder(Part):
         """
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels (uint8, or float in [0, 1]) to the range that the encoder was pretrained on, in floating point."""
+        """Pixels (uint8, or float in [0, 1]) to the range that the encoder was pretrained on, in its parameters' type.
+
+        Computed in float32 at least.
+        """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")
         p = self.spec.patch_size
         if images.shape[-2] % p or images.shape[-1] % p:
             raise ValueError(f"image sides must be multiples of the patch size {p}, got {tuple(images.shape[-2:])}")
-        if not images.is_floating_point():
-            images = images.to(torch.get_default_dtype()) / 255
+        dtype = next(self.parameters()).dtype
+        scale = 1 if images.is_floating_point() else 255
+        images = images.to(torch.promote_types(dtype, torch.float32)) / scale
         mean = torch.tensor(self.spec.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
         std = torch.tensor(self.spec.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
-        return (images - mean) / std
+        return ((images - mean) / std).to(dtype)

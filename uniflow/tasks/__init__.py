@@ -1,0 +1,6 @@
+"""Tasks: one LightningModule for each problem."""
+
+from uniflow.tasks.base import Task
+from uniflow.tasks.tokenizer import TokenizerTask
+
+__all__ = ["Task", "TokenizerTask"]

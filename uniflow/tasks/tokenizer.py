@@ -1,0 +1,187 @@
+"""The main task: adapt a pretrained encoder into a unified tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+
+from uniflow.bottleneck import Bottleneck, MLPBottleneck
+from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.patch_flow import PatchFlowDecoder
+from uniflow.distill import (
+    Adaptive,
+    FrozenTeacher,
+    LayerWeighting,
+    Schedule,
+    as_schedule,
+    cosine_distances,
+    tokens_to_match,
+)
+from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.metrics import psnr, ssim
+from uniflow.specs import EncoderSpec, LatentSpec
+from uniflow.tasks.base import OptimizerFactory, Task, step_seed, to_unit_range
+from uniflow.tasks.optim import FusedAdamW
+from uniflow.tokenizer import Tokenizer
+
+EncoderFactory = Callable[[], VisionEncoder]
+BottleneckFactory = Callable[[EncoderSpec], Bottleneck]
+DecoderFactory = Callable[[LatentSpec], PixelDecoder]
+
+
+class TokenizerTask(Task):
+    """Layer-wise self-distillation against the frozen original plus the decoder's loss (arXiv 2510.10575).
+
+    L = distillation_weight * sum_l w_l d_l + reconstruction_weight * (decoder's losses) + (bottleneck's losses)
+
+    Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1].
+
+    Args:
+        encoder: makes the pretrained encoder; the student starts as this, the teacher is a frozen copy.
+        bottleneck: last hidden state -> latents.
+        decoder: latents -> pixels.
+        weighting: how much each layer's distance counts.
+        distillation_weight: lambda_d, a number or a schedule; while it is 0 the teacher is not run in training.
+        reconstruction_weight: lambda_f, on the decoder's losses.
+        distill_prefix_tokens: compare class and register tokens too, not only patch tokens.
+        encoder_lr_multiplier: factor on the encoder's learning rate.
+        eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
+        optimizer: parameter groups -> optimizer.
+        lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
+    """
+
+    tokenizer: Tokenizer
+    teacher: FrozenTeacher
+
+    def __init__(
+        self,
+        encoder: EncoderFactory,
+        bottleneck: BottleneckFactory = MLPBottleneck,
+        decoder: DecoderFactory = PatchFlowDecoder,
+        weighting: LayerWeighting = lazy_instance(Adaptive),  # noqa: B008  # shows in --help and the saved config
+        distillation_weight: float | Schedule = 1.0,
+        reconstruction_weight: float = 1.0,
+        distill_prefix_tokens: bool = False,
+        encoder_lr_multiplier: float = 1.0,
+        eval_steps: Sequence[int] = (1,),
+        optimizer: OptimizerFactory = FusedAdamW,
+        lr_schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_schedule)
+        if not eval_steps or min(eval_steps) < 1:
+            raise ValueError(f"eval_steps must list step counts of at least 1, got {list(eval_steps)}")
+        self._factories = (encoder, bottleneck, decoder)
+        self.weighting = weighting
+        self.distillation_weight = as_schedule(distillation_weight)
+        self.reconstruction_weight = reconstruction_weight
+        self.distill_prefix_tokens = distill_prefix_tokens
+        self.encoder_lr_multiplier = encoder_lr_multiplier
+        self.eval_steps = tuple(eval_steps)
+
+    def build(self) -> None:
+        make_encoder, make_bottleneck, make_decoder = self._factories
+        encoder = make_encoder()
+        bottleneck = make_bottleneck(encoder.spec)
+        # Outside the module tree: a teacher is no part of a checkpoint, of the optimizer or of a sharded student.
+        object.__setattr__(self, "teacher", FrozenTeacher(encoder))
+        self.tokenizer = Tokenizer(encoder, bottleneck, make_decoder(bottleneck.spec))
+
+    def on_fit_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def on_validation_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def on_test_start(self) -> None:
+        self.teacher.to(self.device)
+
+    def lr_multiplier(self, name: str) -> float:
+        return self.encoder_lr_multiplier if name.startswith("tokenizer.encoder.") else 1.0
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        images = batch["image"]
+        student = self.tokenizer.encoder(images)
+        latents, losses = self.tokenizer.bottleneck(student.feature_map())
+        terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
+        for name, loss in self.tokenizer.decoder.loss(latents, to_unit_range(images)).items():
+            terms[name] = self.reconstruction_weight * loss
+        strength = self.distillation_weight(self.progress)
+        if strength > 0 and self.encoder_is_trained:
+            terms["distillation"] = strength * self.distillation_loss(student, images)
+        total = torch.stack([term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms.values()]).sum()
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        return total
+
+    def distillation_loss(self, student: EncoderOutput, images: Tensor) -> Tensor:
+        """sum_l w_l d_l between the student's hidden states and the teacher's on `images`."""
+        distances = self.distances(student, self.teacher(images))
+        # Every process weighs the layers by the distances of the whole batch, so that the number of processes does
+        # not change the loss.
+        everywhere = self.trainer.strategy.reduce(distances.detach().clone(), reduce_op="mean")
+        weights = self.weighting(everywhere, self.progress)
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
+        if every and (self.global_step + 1) % every == 0:
+            self._log_layers({"distance": everywhere, "weight": weights}, "layers")
+        return (weights.to(distances.dtype) * distances).sum()
+
+    def distances(self, student: EncoderOutput, teacher: EncoderOutput) -> Tensor:
+        """d_l of every block, (L,), in [0, 2]."""
+        prefix = self.distill_prefix_tokens
+        return cosine_distances(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
+
+    @property
+    def encoder_is_trained(self) -> bool:
+        """Whether any of the encoder's parameters is trained."""
+        return any(p.requires_grad for p in self.tokenizer.encoder.parameters())
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx, "test")
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Latents of the batch, with its labels if it has any."""
+        result = {"latents": self.tokenizer.encode(batch["image"])}
+        return result | {key: batch[key] for key in ("label",) if key in batch}
+
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int, stage: str) -> None:
+        images = batch["image"]
+        originals = to_unit_range(images)
+        student = self.tokenizer.encoder(images)
+        latents, _ = self.tokenizer.bottleneck(student.feature_map())
+        results: dict[str, Tensor] = {}
+        for steps, reconstruction in self.decodings(latents, batch_idx):
+            suffix = "" if steps == self.eval_steps[0] else f"_steps{steps}"
+            results[f"psnr{suffix}"] = psnr(reconstruction, originals).mean()
+            results[f"ssim{suffix}"] = ssim(reconstruction, originals).mean()
+        cosines = 1 - self.distances(student, self.teacher(images))
+        results["cosine"] = cosines.mean()
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in results.items()},
+            batch_size=size,
+            on_epoch=True,
+            sync_dist=True,
+        )
+        self._log_layers({"cosine": cosines}, f"{stage}_layers", batch_size=size, on_epoch=True, sync_dist=True)
+
+    def decodings(self, latents: Tensor, batch_idx: int) -> Iterator[tuple[int, Tensor]]:
+        """For each of `eval_steps` the number and the images in [0, 1]; the noise depends on seed, batch and rank."""
+        for steps in self.eval_steps:
+            generator = torch.Generator(latents.device).manual_seed(step_seed(batch_idx, self.global_rank))
+            yield steps, self.tokenizer.decode(latents, steps=steps, generator=generator).float()
+
+    def _log_layers(self, values: dict[str, Tensor], prefix: str, **kwargs: Any) -> None:
+        digits = len(str(self.tokenizer.encoder.spec.num_layers))
+        for name, per_layer in values.items():
+            for layer, value in enumerate(per_layer, start=1):
+                self.log(f"{prefix}/{name}_{layer:0{digits}d}", value, **kwargs)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What Tokenizer.from_pretrained needs to rebuild the model from the checkpoint alone.
+        checkpoint["tokenizer"] = self.tokenizer.config()
