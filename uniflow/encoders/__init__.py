@@ -1,7 +1,18 @@
 """Encoders: pixels -> the hidden state of every block."""
 
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.encoders.families import CLIP, DINOv2, DINOv3, InternViT, SigLIP
 from uniflow.encoders.scene_vit import SceneViT
 from uniflow.encoders.timm_encoder import TimmEncoder
 
-__all__ = ["EncoderOutput", "SceneViT", "TimmEncoder", "VisionEncoder"]
+__all__ = [
+    "CLIP",
+    "DINOv2",
+    "DINOv3",
+    "EncoderOutput",
+    "InternViT",
+    "SceneViT",
+    "SigLIP",
+    "TimmEncoder",
+    "VisionEncoder",
+]
