@@ -1,0 +1,1 @@
+from uniflow.data.scenes import Scenes as Scenes

@@ -1,0 +1,171 @@
+"""Scenes as a map-style dataset and as a data module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from uniflow.data.base import SPLITS, ImageDataModule
+from uniflow.data.scenes.language import caption, questions
+from uniflow.data.scenes.renderer import Renderer, Rendering
+from uniflow.data.scenes.scene import sample_scene
+from uniflow.data.scenes.shapes import CLASS_NAMES
+
+FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "questions", "clip")
+_LISTS = {"boxes", "box_labels", "box_visibility", "caption", "questions"}  # of different length in each sample
+
+
+class ScenesDataset(Dataset[dict[str, Any]]):
+    """Procedural scenes; sample i is a function of (seed, stream, i) and of the picture's shape alone.
+
+    Every sample has "image", uint8 (3, H, W) RGB, and "label", the shape class of the nearest and largest object. On
+    request (`fields`):
+
+    - "mask": uint8 (H, W), 0 is background and k + 1 is shape class k;
+    - "depth": float32 (H, W), metres from the camera, at most 10;
+    - "instances": uint8 (H, W), 0 is background and i + 1 is the i-th object, nearest first;
+    - "boxes": "boxes" float32 (n, 4), x0 y0 x1 y1 in pixels around the visible part of each object, nearest first;
+      "box_labels" int64 (n,), shape classes; "box_visibility" float32 (n,), visible part of the silhouette in (0, 1];
+    - "caption": a sentence;
+    - "questions": a list of dicts with "kind", "question" and "answer";
+    - "clip": "clip" uint8 (T, 3, H, W), the scene in motion, its first frame equal to "image", and "clip_instances"
+      uint8 (T, H, W), in which an object keeps its number.
+
+    Args:
+        seed: any whole number from 0.
+        length: samples in an epoch.
+        size: height and width in pixels, or one number for a square.
+        fields: names out of `FIELDS`.
+        stream: streams of the same seed share no scene.
+        frames: frames T of a clip.
+        fresh_epochs: whether every epoch has new scenes; the epoch comes with the index (see `SampleIndex`).
+
+    Raises:
+        ValueError: if an argument is out of range or a field is unknown.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        length: int,
+        size: int | tuple[int, int] = 64,
+        fields: Sequence[str] = (),
+        stream: int = 0,
+        frames: int = 8,
+        fresh_epochs: bool = False,
+    ) -> None:
+        unknown = sorted(set(fields) - set(FIELDS))
+        if unknown:
+            raise ValueError(f"Scenes has no field {', '.join(unknown)}; it has {', '.join(FIELDS)}")
+        for argument, value, least in (("seed", seed, 0), ("length", length, 1), ("frames", frames, 1)):
+            if value < least:
+                raise ValueError(f"Scenes: {argument} must be at least {least}, not {value}")
+        self.seed, self.length, self.stream, self.frames = seed, length, stream, frames
+        self.fields = frozenset(fields)
+        self.fresh_epochs = fresh_epochs
+        self.renderer = Renderer(size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        epoch = getattr(index, "epoch", 0) if self.fresh_epochs else 0
+        number = int(index) % self.length + epoch * self.length
+        scene = sample_scene(self.seed, number, self.stream, self.renderer.extent)
+        rendering = self.renderer.render(scene)
+        sample: dict[str, Any] = {"image": torch.from_numpy(rendering.image), "label": rendering.label}
+        for field in ("mask", "depth", "instances"):
+            if field in self.fields:
+                sample[field] = torch.from_numpy(getattr(rendering, field))
+        if "boxes" in self.fields:
+            sample.update(_boxes(rendering))
+        if "caption" in self.fields:
+            sample["caption"] = caption(scene, np.random.default_rng((self.seed, self.stream, number, 1)))
+        if "questions" in self.fields:
+            rng = np.random.default_rng((self.seed, self.stream, number, 2))
+            sample["questions"] = [q._asdict() for q in questions(scene, rng)]
+        if "clip" in self.fields:
+            frames = self.renderer.clip(scene, self.frames)
+            sample["clip"] = torch.from_numpy(np.stack([f.image for f in frames]))
+            sample["clip_instances"] = torch.from_numpy(np.stack([f.instances for f in frames]))
+        return sample
+
+
+class Scenes(ImageDataModule):
+    """Scenes in batches; see `ScenesDataset` for what a sample holds and docs/scenes.md for pictures.
+
+    Batches are dicts. "image", "label", "mask", "depth", "instances", "clip" and "clip_instances" are stacked; "boxes",
+    "box_labels", "box_visibility", "caption" and "questions" are lists with one entry a sample.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 64,
+        train_length: int = 20000,
+        val_length: int = 1000,
+        test_length: int = 1000,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int = 0,
+        fields: Sequence[str] = (),
+        frames: int = 8,
+        fresh_epochs: bool = True,
+    ) -> None:
+        """
+        Args:
+            size: height and width in pixels, or one number for a square.
+            train_length: training scenes an epoch.
+            val_length: validation scenes.
+            test_length: test scenes.
+            batch_size: samples a batch and process.
+            num_workers: worker processes a loader; 0 renders in the main process.
+            seed: the seed of the scenes and of their order, >= 0; the splits share no scene.
+            fields: what a sample holds besides "image" and "label".
+            frames: frames of a clip.
+            fresh_epochs: whether every training epoch has new scenes; False repeats those of the first.
+
+        Raises:
+            ValueError: if an argument is out of range or a field is unknown.
+        """
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        self.size = size
+        self.lengths = {"train": train_length, "val": val_length, "test": test_length}
+        self.fields = tuple(fields)
+        self.frames = frames
+        self.fresh_epochs = fresh_epochs
+        self.class_names = list(CLASS_NAMES)
+        self.collate = collate_scenes
+        for split in SPLITS:
+            self.make_dataset(split)  # says at once what is wrong with the arguments
+
+    def make_dataset(self, split: str) -> ScenesDataset:
+        return ScenesDataset(
+            self.seed,
+            self.lengths[split],
+            self.size,
+            self.fields,
+            stream=SPLITS.index(split),
+            frames=self.frames,
+            fresh_epochs=self.fresh_epochs and split == "train",
+        )
+
+
+def collate_scenes(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of samples; fields whose length differs between samples become lists."""
+    batch: dict[str, Any] = default_collate([{k: v for k, v in s.items() if k not in _LISTS} for s in samples])
+    batch.update({key: [s[key] for s in samples] for key in samples[0] if key in _LISTS})
+    return batch
+
+
+def _boxes(rendering: Rendering) -> dict[str, torch.Tensor]:
+    visible = rendering.visibility > 0
+    labels = np.array([o.shape for o in rendering.scene.objects], dtype=np.int64)
+    return {
+        "boxes": torch.from_numpy(rendering.boxes[visible]),
+        "box_labels": torch.from_numpy(labels[visible]),
+        "box_visibility": torch.from_numpy(rendering.visibility[visible]),
+    }
