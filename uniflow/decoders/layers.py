@@ -61,9 +61,9 @@ class PositionEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """`tokens` (B, h w, width) plus the embedding of `grid` = (h, w)."""
-        if self.table is None:
+        if self.table is None or self.learned_grid is None:
             return tokens + self._fixed(grid, tokens.device, tokens.dtype)
-        table = self.table
+        table: Tensor = self.table
         if grid != self.learned_grid:
             image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
             resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
@@ -128,7 +128,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.channels, width), nn.SiLU(), nn.Linear(width, width))
+        self.fc1 = nn.Linear(self.channels, width)
+        self.fc2 = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         """Times (...) in [0, 1] -> (..., width)."""
@@ -137,7 +138,7 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device, dtype=dtype) / half)
         angles = 1000 * t.to(dtype)[..., None] * frequencies
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(embedding.to(self.mlp[0].weight.dtype))
+        return self.fc2(F.silu(self.fc1(embedding.to(self.fc1.weight.dtype))))
 
 
 class AdaLNBlock(nn.Module):

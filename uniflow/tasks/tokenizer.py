@@ -162,13 +162,9 @@ class TokenizerTask(Task):
             results[f"ssim{suffix}"] = ssim(reconstruction, originals).mean()
         cosines = 1 - self.distances(student, self.teacher(images))
         results["cosine"] = cosines.mean()
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in results.items()},
-            batch_size=size,
-            on_epoch=True,
-            sync_dist=True,
-        )
-        self._log_layers({"cosine": cosines}, f"{stage}_layers", batch_size=size, on_epoch=True, sync_dist=True)
+        options: dict[str, Any] = {"batch_size": len(images), "on_epoch": True, "sync_dist": True}
+        self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, **options)
+        self._log_layers({"cosine": cosines}, f"{stage}_layers", **options)
 
     def decodings(self, latents: Tensor, batch_idx: int) -> Iterator[tuple[int, Tensor]]:
         """For each of `eval_steps` the number and the images in [0, 1]; the noise depends on seed, batch and rank."""

@@ -1,0 +1,111 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class EMA(Callback):
+    """Averages the trained parameters after each optimizer step; validation, test and export use the average.
+
+    avg <- d avg + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n steps, so that a short run is not stuck
+    with its start. The average lives in the checkpoint under "ema", by parameter name.
+
+    Args:
+        decay: between 0 (no averaging: the callback does nothing) and 1.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA.decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self._raw: list[Tensor] | None = None
+        self._last_step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaded = self.average
+        self._last_step = trainer.global_step
+        self.average = {}
+        if self.decay == 0:
+            return
+        for name, parameter in pl_module.named_parameters():
+            if parameter.requires_grad:
+                source = loaded.get(name, parameter.detach())
+                self.average[name] = source.to(parameter.device, parameter.dtype, copy=True)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._last_step or not self.average:  # gradients are still being accumulated
+            return
+        self._last_step = trainer.global_step
+        decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
+        torch._foreach_lerp_(list(self.average.values()), self._parameters(pl_module), 1 - decay)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_out(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_out(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_out(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # From here on the module is the average: what is exported and used after fit.
+        self._swap_in(pl_module)
+        self._raw = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._swap_out(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self.average:
+            return
+        if self._raw is not None:  # saved during validation: the module holds the average, the checkpoint needs both
+            names = list(self.average)
+            checkpoint["state_dict"].update(zip(names, self._raw, strict=True))
+        checkpoint["ema"] = dict(self.average)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.decay > 0:
+            self.average = dict(checkpoint.get("ema", {}))
+
+    def _parameters(self, pl_module: LightningModule) -> list[Tensor]:
+        by_name = dict(pl_module.named_parameters())
+        return [by_name[name].data for name in self.average]
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        if not self.average or self._raw is not None:
+            return
+        parameters = self._parameters(pl_module)
+        self._raw = [p.clone() for p in parameters]
+        torch._foreach_copy_(
+            parameters, [a.to(p.device) for a, p in zip(self.average.values(), parameters, strict=True)]
+        )
+
+    @torch.no_grad()
+    def _swap_out(self, pl_module: LightningModule) -> None:
+        if self._raw is None:
+            return
+        torch._foreach_copy_(self._parameters(pl_module), self._raw)
+        self._raw = None

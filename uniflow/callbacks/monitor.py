@@ -1,0 +1,68 @@
+"""Throughput, gradient norms and learning rates in the log."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Monitor(Callback):
+    """Logs images/s over all processes, the gradient norm of each part before clipping, and each group's learning rate.
+
+    Everything is measured only at steps that are logged (`trainer.log_every_n_steps`).
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()  # time spent in validation is no training time
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._logs_now(trainer):
+            norms = {f"gradient_norm/{name}": norm for name, norm in part_gradient_norms(pl_module).items()}
+            rates = {
+                f"learning_rate/{group.get('name', i)}": float(group["lr"])
+                for i, group in enumerate(optimizer.param_groups)
+            }
+            pl_module.log_dict({**norms, **rates})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch["image"]) * trainer.world_size
+        if self._logs_now(trainer, offset=0):
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            elapsed = time.perf_counter() - self._since
+            pl_module.log("images_per_second", self._images / elapsed, prog_bar=True)
+            self._restart()
+
+    def _logs_now(self, trainer: Trainer, offset: int = 1) -> bool:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
+        return bool(every) and (trainer.global_step + offset) % every == 0
+
+    def _restart(self) -> None:
+        self._images, self._since = 0, time.perf_counter()
+
+
+def part_gradient_norms(module: LightningModule) -> dict[str, Tensor]:
+    """The 2-norm of the gradients of each part (encoder, bottleneck, decoder of a tokenizer), and of all."""
+    parts = dict(getattr(module, "tokenizer", module).named_children())
+    norms = {}
+    for name, part in parts.items():
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        if gradients:
+            norms[name] = torch.nn.utils.get_total_norm(gradients)
+    if norms:
+        norms["total"] = torch.stack(list(norms.values())).norm()
+    return norms
