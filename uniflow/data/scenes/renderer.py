@@ -103,12 +103,16 @@ class Renderer:
     def render(self, scene: Scene, time: float = 0.0) -> Rendering:
         """Draw a scene `time` frames after its start."""
         pad = self._pad
+        # Zeros, because objects are blended over the margin too.
         shape = (self.height + 2 * pad, self.width + 2 * pad)
         image = np.zeros((3, *shape), dtype=np.float32)
         depth = np.zeros(shape, dtype=np.float32)
         instances = np.zeros(shape, dtype=np.uint8)
         frame = (slice(pad, pad + self.height), slice(pad, pad + self.width))
         self._draw_background(scene, image[:, *frame], depth[frame])
+        if scene.background == "ground":
+            for o in scene.objects:
+                self._draw_ground_shadow(scene, o, time, image)
         silhouettes = [0] * len(scene.objects)
         for i in reversed(range(len(scene.objects))):
             silhouettes[i] = self._draw_object(scene, i, time, image, depth, instances)
@@ -149,6 +153,7 @@ class Renderer:
         u = (self._columns - self.extent[1] / 2) * z + scene.offset[0]
         scale = 0.2 if scene.texture == "noise" else 0.5
         mix = pattern(scene.texture, u, z + scene.offset[1], scene.frequency * scale, 1 / self.short)
+        ground: Array
         if mix is None or scene.texture == "gradient":
             ground = np.broadcast_to(first, image[:, split:].shape)
         else:
@@ -175,7 +180,10 @@ class Renderer:
         dy: Array = (steps + (top + 0.5 - py))[:, None]
         u, v = (dx * cos + dy * sin) / o.stretch, (dy * cos - dx * sin) * o.stretch
         distance = _SHAPE_FUNCTIONS[o.shape](u, v)
-        self._draw_shadow(scene, o, distance, image, top, left)
+        if scene.background != "ground":
+            # The circle keeps the shadow in the window: distances grow slowly beyond the tips of a star.
+            outline = np.maximum(distance, np.sqrt(u * u + v * v) - 1.05)
+            self._draw_shadow(scene, radius, outline, image, top, left)
 
         coverage = np.clip(0.5 - distance * radius, 0, 1)
         flat = np.clip(distance * (-1 / o.bevel), 0, 1)
@@ -197,15 +205,23 @@ class Renderer:
         columns = slice(max(pad - left, 0), max(pad + self.width - left, 0))
         return int(np.count_nonzero(inside[rows, columns]))
 
-    def _draw_shadow(self, scene: Scene, o: SceneObject, distance: Array, image: Array, top: int, left: int) -> None:
-        """Darken what lies behind: the outline, blurred and moved away from the light."""
-        radius = o.radius * self.short
-        length = 0.04 * self.short if scene.background == "ground" else 0.2 * radius
-        top, left = top - round(scene.light[1] * length), left - round(scene.light[0] * length)
-        height, width = distance.shape
+    def _draw_shadow(self, scene: Scene, radius: float, outline: Array, image: Array, top: int, left: int) -> None:
+        """Darken the wall and farther objects: the outline, blurred and moved away from the light."""
+        top, left = top - round(scene.light[1] * 0.2 * radius), left - round(scene.light[0] * 0.2 * radius)
+        height, width = outline.shape
         window = image[:, top : top + height, left : left + width]
-        shadow = np.clip(0.6 - distance * 2.4, 0, 1)
-        window *= 1 - shadow * scene.shadow
+        window *= 1 - np.clip(0.6 - outline * 2.4, 0, 1) * scene.shadow
+
+    def _draw_ground_shadow(self, scene: Scene, o: SceneObject, time: float, image: Array) -> None:
+        """A soft ellipse where the object stands, or below it where it hovers."""
+        px, _ = self._position(o, time)
+        py = (scene.horizon + CAMERA_HEIGHT / o.depth) * self.short + self._pad
+        a, b = 1.2 * o.radius * self.short, 0.35 * o.radius * self.short
+        top, bottom = max(math.floor(py - b), 0), min(math.ceil(py + b), image.shape[1])
+        left, right = max(math.floor(px - a), 0), min(math.ceil(px + a), image.shape[2])
+        x = (np.arange(left, right, dtype=np.float32) + (0.5 - px)) * (1 / a)
+        y = (np.arange(top, bottom, dtype=np.float32) + (0.5 - py)) * (1 / b)
+        image[:, top:bottom, left:right] *= 1 - np.clip(1 - x[None] ** 2 - y[:, None] ** 2, 0, 1) * scene.shadow
 
     def _position(self, o: SceneObject, time: float) -> tuple[float, float]:
         """Centre on the canvas in pixels; objects bounce off the frame's edges."""
