@@ -41,7 +41,7 @@ def fetch_pretrained(model: nn.Module, name: str) -> dict[str, Tensor]:
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     repository = cfg.get("hf_hub_id")
-    if not repository or cfg.get("custom_load"):
+    if not repository or cfg.get("custom_load") == "hf":  # "hf": files in a format of their own
         raise ValueError(
             f"weights: timm has no loadable pretrained weights for {name!r}; give a safetensors file or null"
         )

@@ -104,7 +104,7 @@ class TimmEncoder(VisionEncoder):
 
 def _create_vit(name: str, sizes: dict[str, int]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
-    if not timm.is_model(name) or (timm.get_pretrained_cfg(name, allow_unregistered=False) is None):
+    if name not in timm.list_models() and name not in timm.list_pretrained():
         near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=4, cutoff=0.4)
         raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
     for key, value in sizes.items():
