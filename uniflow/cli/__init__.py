@@ -1,0 +1,97 @@
+"""The command `uniflow`: training on LightningCLI, and the tools beside it.
+
+Nothing here imports torch: `uniflow --help` and `uniflow --version` answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from uniflow.cli.errors import UserError
+
+# Lightning's entry points: name -> what it does.
+RUNS = {
+    "fit": "train a model; writes checkpoints, curves and pictures into one folder",
+    "validate": "evaluate on the validation data",
+    "test": "evaluate on the test data; writes test_results.json into the run's folder",
+    "predict": "run the model over the data",
+}
+
+# The other tools: name -> (module:function, what it does). A module is imported when its tool is called.
+TOOLS = {
+    "reconstruct": ("uniflow.reconstruct:reconstruct", "write pictures beside their reconstructions; PSNR and SSIM"),
+    "pack": ("uniflow.data.pack:pack", "pack a folder of pictures into WebDataset shards"),
+    "photos": ("uniflow.data.photos:export_photos", "write the photographs shipped with scikit-image and scikit-learn"),
+    "report": ("uniflow.report:report", "compare runs: a table and a picture"),
+    "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
+    "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        args: the command line without the program's name; None takes the process's.
+
+    Returns:
+        The exit code: 0, 2 for input that the user can put right (one line on stderr), 130 when interrupted. Errors
+        of the program itself are raised.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    # A console script does not have the current directory on its path; a user's own parts live there. Last, so that
+    # a file of theirs called `random.py` breaks nothing.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        if os.environ.get("UNIFLOW_DEBUG"):
+            traceback.print_exc()
+        print(f"uniflow: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("uniflow: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version", "version"):
+        from uniflow.version import __version__
+
+        print(f"uniflow {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command in RUNS:
+        from uniflow.cli.app import run
+
+        return run(command, rest)
+    if command in TOOLS:
+        from uniflow.cli.tools import run_tool
+
+        return run_tool(command, TOOLS[command][0], rest)
+    known = [*RUNS, *TOOLS]
+    close = difflib.get_close_matches(command, known, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"there is no command {command!r}; {guess}known: {', '.join(known)}")
+
+
+def _help() -> str:
+    width = max(map(len, [*RUNS, *TOOLS]))
+    lines = ["usage: uniflow COMMAND [options]", "", "train and evaluate:"]
+    lines += [f"  {name:{width}}  {text}" for name, text in RUNS.items()]
+    lines += ["", "tools:"]
+    lines += [f"  {name:{width}}  {text}" for name, (_, text) in TOOLS.items()]
+    lines += [
+        "",
+        "uniflow fit -c RECIPE.yaml --model.encoder configs/encoders/dinov2_l14.yaml --run runs/mine",
+        "uniflow COMMAND --help lists the options of a command; UNIFLOW_DEBUG=1 shows where an error was raised.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""`uniflow fit|validate|test|predict`: LightningCLI with run folders, clean class swaps and one-line errors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from uniflow import callbacks
+from uniflow.cli import progress, swap
+from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
+from uniflow.cli.errors import UserError, first_line, user_error_types, user_errors
+from uniflow.cli.parser import Parser
+from uniflow.cli.quiet import quiet
+from uniflow.cli.rundir import RunFolder, StageWatch
+
+# Callbacks of every run: top-level option -> class. `--KEY null` drops one, `--KEY.argument value` configures it.
+CALLBACKS: dict[str, type[Callback]] = {
+    "checkpoint": LastCheckpoint,
+    "best_checkpoint": BestCheckpoint,
+    "ema": callbacks.EMA,
+    "images": callbacks.ImageGrid,
+    "stability": callbacks.Stability,
+    "monitor": callbacks.Monitor,
+    "probe": callbacks.LinearProbe,
+    "results": callbacks.ResultsFile,
+    "latents": callbacks.LatentWriter,
+    "export": callbacks.TokenizerExport,
+}
+
+# Imported so that their classes are known by their short names.
+PACKAGES = (
+    "uniflow.encoders",
+    "uniflow.bottleneck",
+    "uniflow.decoders",
+    "uniflow.distill",
+    "uniflow.data",
+    "uniflow.tasks",
+)
+
+
+def run(command: str, args: list[str]) -> int:
+    """Run fit, validate, test or predict with the options `args`; 0 when it went through."""
+    quiet()
+    swap.install()
+    for package in PACKAGES:
+        importlib.import_module(package)
+    UniflowCLI(command, args)
+    return 0
+
+
+class UniflowCLI(LightningCLI):
+    """One subcommand of LightningCLI. See `docs/cli.md` for what it adds."""
+
+    folder: RunFolder
+
+    def __init__(self, command: str, args: list[str]) -> None:
+        self._command = command
+        self.watch = StageWatch()
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # RunFolder writes it, into the run's folder whatever the logger
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={"prog": "uniflow"},
+            args=[command, *args],
+            auto_configure_optimizers=False,  # parameters appear in configure_model
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        # Only the one that is asked for: each costs half a second.
+        return {self._command: super().subcommands()[self._command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, default=None, help="Folder of the run. Default: runs/TIME.")
+        for key, cls in CALLBACKS.items():
+            default = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
+            parser.add_argument(f"--{key}", type=cls | None, default=default, help="null drops it.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Off: Lightning would let a checkpoint's hyperparameters override the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high")
+        self.folder = RunFolder(self._command, self.config[self._command], self._parser(self._command))
+        self.folder.prepare()
+
+    def instantiate_classes(self) -> None:
+        with user_errors():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer")
+        extra: list[Callback] = [self.watch, self.folder.saver()]
+        extra += [cb for key in CALLBACKS if (cb := self._get(self.config_init, key)) is not None]
+        if config.get("enable_checkpointing") is False:
+            extra = [cb for cb in extra if not isinstance(cb, LastCheckpoint | BestCheckpoint)]
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(cb, ProgressBar) for cb in given):
+            extra.append(progress.progress_bar())
+        if config.get("enable_model_summary") is not False and not any(isinstance(cb, ModelSummary) for cb in given):
+            extra.append(RichModelSummary(max_depth=2))  # down to encoder, bottleneck and decoder
+        settings = {**config, **self.folder.trainer_settings(config), **kwargs}
+        return self._instantiate_trainer(settings, extra)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning turns Ctrl-C into exit code 1
+                raise KeyboardInterrupt from None
+            raise
+        except user_error_types() as error:
+            if self.watch.running and not isinstance(error, MisconfigurationException):
+                raise
+            raise UserError(first_line(error)) from error
+        except RuntimeError as error:
+            if self.watch.running or "loading state_dict" not in str(error):
+                raise
+            raise UserError(f"the checkpoint does not fit the model: {first_line(error)[:400]}") from error

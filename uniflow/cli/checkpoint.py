@@ -1,0 +1,71 @@
+"""The two checkpoints of a run: RUN/last.ckpt to go on from, RUN/best.ckpt to use."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` that writes one file of a fixed name into the run's folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.dirpath is None:
+            self.dirpath = trainer.default_root_dir
+        super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(RunCheckpoint):
+    """Writes RUN/last.ckpt after every validation (every training epoch without one) and at the end of training.
+
+    Args:
+        every_n_train_steps: write every so many steps instead.
+        every_n_epochs: write every so many epochs instead.
+        save_weights_only: leave out the optimizer's state; such a checkpoint cannot be resumed from.
+        save_on_exception: write when training is interrupted, too.
+    """
+
+    def __init__(
+        self,
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        save_weights_only: bool = False,
+        save_on_exception: bool = False,
+    ) -> None:
+        super().__init__(
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs,
+            save_weights_only=save_weights_only,
+            save_on_exception=save_on_exception,
+            enable_version_counter=False,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning's own hook writes only if nothing was ever written; the last steps would be missing.
+        if trainer.global_step > self._last_global_step_saved and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class BestCheckpoint(RunCheckpoint):
+    """Writes RUN/best.ckpt whenever a validation improves on the best so far.
+
+    Args:
+        monitor: the logged metric to compare.
+        mode: whether less or more of it is better.
+        save_weights_only: leave out the optimizer's state.
+    """
+
+    def __init__(
+        self, monitor: str = "val/psnr", mode: Literal["min", "max"] = "max", save_weights_only: bool = False
+    ) -> None:
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_weights_only=save_weights_only,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )

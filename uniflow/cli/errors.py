@@ -1,0 +1,64 @@
+"""One clear line for what the user can put right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Lines of jsonargparse's reports that say how it tried, not what is wrong.
+_NOISE = re.compile(
+    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
+    r"|(- )?Expected a <class 'NoneType'>.*|(- )?Expected a path but .*|(- )?Problem with given class_path .*"
+    r"|(- )?Expected a List.*|(- )?Expected a list.*"
+)
+_MARKUP = [
+    (re.compile(r"<class '(?:builtins\.)?([\w.]+)'>"), r"\1"),
+    (re.compile(r"Type \S.* expects a function or a callable class: "), ""),
+    (re.compile(r"\.? Got value: (Namespace|NestedArg)\(.*\)"), ""),
+    (re.compile(r"\.+ Got value: (.*)$"), r", got \1"),
+    (re.compile(r"Expected an? "), "expected "),
+]
+_KEY = re.compile(r'Parser key "([^"]+)":')
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is the one line that is shown."""
+
+
+def one_line(message: str) -> str:
+    """jsonargparse's nested report as one line: the option, then what is wrong with it."""
+    keys = [k.replace("init_args.", "") for k in _KEY.findall(message)]
+    reasons: list[str] = []
+    for line in _KEY.sub("\n", message).splitlines():
+        text = line.strip()
+        if not text or _NOISE.fullmatch(text):
+            continue
+        for pattern, replacement in _MARKUP:
+            text = pattern.sub(replacement, text)
+        text = text.removeprefix("- ").strip().rstrip(".")
+        if text and text not in reasons:
+            reasons.append(text)
+    reason = "; ".join(reasons) or " ".join(message.split())
+    return f"{'.'.join(keys)}: {reason}" if keys else reason
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's text on one line; its class's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def user_error_types() -> tuple[type[Exception], ...]:
+    """What parts, data modules and tools raise for bad input."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return (ValueError, TypeError, OSError, ImportError, MisconfigurationException)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what is raised for bad input into `UserError`."""
+    try:
+        yield
+    except user_error_types() as error:
+        raise UserError(first_line(error)) from error

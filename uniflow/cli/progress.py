@@ -1,0 +1,69 @@
+"""The progress bar: a line that is redrawn on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+
+
+def progress_bar() -> ProgressBar:
+    """The bar that suits standard output."""
+    return RichProgressBar(leave=True) if sys.stdout.isatty() else LogProgress()
+
+
+class LogProgress(ProgressBar):
+    """Prints a line every `seconds` and at the end of each epoch: steps, steps per second, and the bar's metrics.
+
+    Args:
+        seconds: time between two lines.
+    """
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._enabled = True
+        self._reset()
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self._enabled:
+            print(*args, **kwargs, flush=True)
+
+    def _reset(self) -> None:
+        self._begun = self._printed = time.monotonic()
+        self._steps = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reset()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps += 1
+        if time.monotonic() - self._printed >= self.seconds:
+            self._line(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._line(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._printed = time.monotonic()
+
+    def _line(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = time.monotonic()
+        rate = self._steps / max(now - self._begun, 1e-9)
+        self._printed = now
+        total = trainer.estimated_stepping_batches
+        metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
+        shown = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+        self.print(f"epoch {trainer.current_epoch}  step {trainer.global_step}/{total:g}  {rate:.2f} steps/s  {shown}")

@@ -1,0 +1,34 @@
+"""Switches off messages of Lightning that a user of this package can do nothing about."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+_WARNINGS = (
+    r".*does not have many workers.*",  # advice that ignores how many cores there are
+    r".*Checkpoint directory .* exists and is not empty.*",  # the run's folder always holds config and events
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*You are using `torch.load` with `weights_only=.*",
+)
+_LOGS = ("Tip:", "TPU available", "HPU available", "litlogger", "litmodels", "was configured so")
+
+
+class _Drop(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(text in message for text in _LOGS)
+
+
+_DROP = _Drop()
+
+
+def quiet() -> None:
+    """Filter the messages. Idempotent."""
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if _DROP not in logger.filters:
+            logger.addFilter(_DROP)

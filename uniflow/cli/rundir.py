@@ -1,0 +1,130 @@
+"""A run lives in one folder: config.yaml, TensorBoard events, and what the callbacks write."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from uniflow.cli.errors import UserError
+
+CONFIG = "config.yaml"
+SHORTHANDS = ("last", "best")
+# Values of --ckpt_path that Lightning finds itself.
+ELSEWHERE = ("hpc", "registry")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        command: fit, validate, test or predict.
+        config: the parsed options of that command; `run` and `ckpt_path` are completed in place.
+        parser: the parser that they came from, which also writes them.
+    """
+
+    def __init__(self, command: str, config: Namespace, parser: LightningArgumentParser) -> None:
+        self.command = command
+        self.config = config
+        self.parser = parser
+        if config.trainer.get("default_root_dir") is not None:
+            raise UserError("trainer.default_root_dir: the run's folder is set with --run DIR")
+        if config.run is None:
+            config.run = _default_name()
+        self.path = Path(config.run)
+
+    def prepare(self) -> None:
+        """Check that the folder and the checkpoint are as the command needs them."""
+        checkpoint = self.config.get("ckpt_path")
+        if checkpoint is not None:
+            self.config.ckpt_path = self._find(checkpoint)
+        elif self.command == "fit":
+            self._refuse_to_overwrite()
+        else:
+            rank_zero_info(f"no --ckpt_path: {self.command} takes the model as it is built, not as it was trained")
+
+    def _find(self, checkpoint: str) -> str:
+        if checkpoint.startswith(ELSEWHERE) or "://" in checkpoint:
+            return checkpoint
+        path = self.path / f"{checkpoint}.ckpt" if checkpoint in SHORTHANDS else Path(checkpoint)
+        if not path.exists():
+            raise UserError(f"--ckpt_path {checkpoint}: there is no checkpoint {path}")
+        return str(path)
+
+    def _refuse_to_overwrite(self) -> None:
+        if self.config.trainer.get("fast_dev_run") or not (self.path / CONFIG).exists() or _process_rank() != 0:
+            return
+        last = self.path / "last.ckpt"
+        resume = f"resume it with --ckpt_path {last}" if last.exists() else "delete it"
+        raise UserError(f"{self.path} already holds a run: {resume}, or choose another folder with --run NAME")
+
+    def trainer_settings(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the `Trainer` that put everything into the folder."""
+        settings: dict[str, Any] = {"default_root_dir": str(self.path)}
+        if config.get("logger") in (None, True):
+            settings["logger"] = _TensorBoard(str(self.path))
+        return settings
+
+    def saver(self) -> Callback:
+        """The callback that writes config.yaml once everything has been built."""
+        return _SaveConfig(self)
+
+    def save_config(self) -> None:
+        """Write config.yaml: all options, with nothing left to a default; a checkpoint to resume from is no part."""
+        config = self.config.clone()
+        config.ckpt_path = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.parser.save(config, str(self.path / CONFIG), skip_none=False, overwrite=True, multifile=False)
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Events directly in the run's folder, and no hparams.yaml beside config.yaml."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class _SaveConfig(Callback):
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+            self.folder.save_config()
+
+
+class StageWatch(Callback):
+    """Knows whether the first batch has been reached: errors before it are the user's to put right."""
+
+    running = False
+
+    def _start(self, *args: Any, **kwargs: Any) -> None:
+        self.running = True
+
+    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start
+
+
+def _process_rank() -> int:
+    """This process's number, before Lightning has counted; 0 where nothing was started in parallel."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", "0"))))
+
+
+def _default_name() -> str:
+    """runs/TIME, the same in all processes of a run."""
+    # Processes that Lightning itself starts inherit the name; those of torchrun or SLURM start at once.
+    name = os.environ.get("UNIFLOW_RUN") if "LOCAL_RANK" in os.environ else None
+    if name is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes were started: name the folder that they share, --run NAME")
+    name = name or str(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    os.environ["UNIFLOW_RUN"] = name
+    return name

@@ -1,0 +1,98 @@
+"""Class swaps in configurations: what jsonargparse 4 keeps of the class before, and this package does not.
+
+jsonargparse merges settings argument by argument. When a later file or option names another class, it keeps every old
+argument that the new class accepts too, silently. Here a slot follows two rules instead, at every depth and for parts,
+optimizers, data modules and callbacks alike:
+
+- another class, or a component file (even of the same class), starts the slot afresh;
+- arguments without a class, and the same class named again, change only what they name.
+
+Three functions of jsonargparse are wrapped for that; `tests/cli/test_swap.py` guards each of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, _typehints
+from jsonargparse._typehints import ActionTypeHint
+
+from uniflow.cli.candidates import class_problem
+
+COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
+
+_original_call = ActionTypeHint.__call__
+_original_check_type = ActionTypeHint._check_type
+
+
+def install() -> None:
+    """Put the rules in the place of jsonargparse's. Idempotent."""
+    _typehints.discard_init_args_on_class_path_change = _discard
+    ActionTypeHint.__call__ = _call  # type: ignore[method-assign]
+    ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]
+
+
+def _discard(parser_or_action: Any, previous: Any, value: Any) -> None:
+    """Replaces jsonargparse's function of this purpose: forget all of the old arguments, not only the invalid ones."""
+    if not previous or previous.get("class_path") is None:
+        return
+    # jsonargparse marks what was read from a file of its own with __path__.
+    if previous["class_path"] != value["class_path"] or value.get("__path__") is not None:
+        for key in ("init_args", "dict_kwargs"):
+            previous.pop(key, None)
+
+
+def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
+    """An option of the command line: if it names a component file, it empties the slot and passes the content on.
+
+    Passing the content rather than the path also avoids jsonargparse's false "Config file loop detected" when an
+    argument of the component follows.
+    """
+    if len(args) == 4:
+        parser, config, value, option = args
+        component = read_component(value)
+        if component is not None:
+            _empty_slot(config, option)
+            args = (parser, config, json.dumps(component), option)
+    return _original_call(self, *args, **kwargs)
+
+
+def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
+    """A value from a file or an option: a component file does not see what was in its slot; class names get help."""
+    if isinstance(cfg, Namespace) and self.dest in cfg and read_component(value) is not None:
+        cfg = cfg.clone()
+        cfg.pop(self.dest)
+    try:
+        return _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
+    except TypeError as error:
+        problem = class_problem(value, self._typehint)
+        if problem is None:
+            raise
+        raise TypeError(f'Parser key "{self.dest}": {problem}') from error
+
+
+def read_component(value: Any) -> dict[str, Any] | None:
+    """The content of a component file (`class_path` at its top), or None if `value` is not the path of one."""
+    if not isinstance(value, str) or not value.endswith(COMPONENT_SUFFIXES) or not Path(value).is_file():
+        return None
+    try:
+        content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TypeError(f"{value} is not valid YAML: {' '.join(str(error).split())}") from error
+    return content if isinstance(content, dict) and "class_path" in content else None
+
+
+def _empty_slot(config: Namespace, option: str) -> None:
+    """Remove from `config` what the slot `option` (such as "--model.encoder") holds."""
+    node: Any = config
+    names = [name for name in option.removeprefix("--").split(".") if name != "init_args"]
+    for name in names[:-1]:
+        node = node.get(name)
+        if isinstance(node, Namespace) and "class_path" in node:
+            node = node.get("init_args")
+        if not isinstance(node, Namespace):
+            return
+    node.pop(names[-1], None)

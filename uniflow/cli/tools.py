@@ -1,0 +1,68 @@
+"""The tools beside training: a function's signature is its command line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from docstring_parser import parse as parse_docstring
+
+from uniflow.cli.errors import UserError, user_errors
+
+
+def run_tool(name: str, target: str, args: list[str]) -> int:
+    """Call `target` ("module:function") with the arguments that `args` gives for its signature.
+
+    Parameters without a default are positional, and take any number of values if they are a list or `*names`;
+    keyword-only ones and those with a default are options.
+
+    Returns:
+        The exit code: what the function returns if that is an int, else 0.
+    """
+    function = _load(name, target)
+    from uniflow.cli.parser import Parser
+
+    parser = Parser(prog=f"uniflow {name}", description=parse_docstring(function.__doc__ or "").short_description or "")
+    positional = _add_positionals(parser, function)
+    parser.add_function_arguments(function, skip=set(positional), fail_untyped=False)
+    config = parser.parse_args(args)
+    values = parser.instantiate_classes(config).as_dict()
+    leading = [item for key in positional for item in _values(values.pop(key), key, function)]
+    with user_errors():
+        result = function(*leading, **values)
+    return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+def _load(name: str, target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UserError(f"{name} is not available: {error}") from error
+
+
+def _add_positionals(parser: Any, function: Callable[..., Any]) -> list[str]:
+    hints = typing.get_type_hints(function)
+    descriptions = {p.arg_name.lstrip("*"): p.description for p in parse_docstring(function.__doc__ or "").params}
+    names = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        many = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        required = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+        if not (many or required):
+            continue
+        hint = hints.get(name, str)
+        settings: dict[str, Any] = {"type": hint, "help": descriptions.get(name)}
+        if many or typing.get_origin(hint) in (list, Sequence):
+            settings["nargs"] = "+"
+            settings["type"] = hint if many else typing.get_args(hint)[0]
+        parser.add_argument(name, **settings)
+        names.append(name)
+    return names
+
+
+def _values(value: Any, name: str, function: Callable[..., Any]) -> list[Any]:
+    many = inspect.signature(function).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+    return list(value) if many else [value]
