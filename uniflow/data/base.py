@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
+from uniflow.data.skipped import SkipLog
 
 SPLITS = ("train", "val", "test")
 
@@ -31,6 +33,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Attributes:
         class_names: names of the values of "label", in order; None without labels.
+        skip_log: where a dataset records what it cannot read: `skipped_images.log` in the run folder.
         collate: makes a batch from a list of samples; torch's default stacks tensors of equal shape.
     """
 
@@ -55,6 +58,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
+        self.skip_log = SkipLog(None)
         self._resume: dict[str, int] | None = None
 
     @abstractmethod
@@ -64,7 +68,16 @@ class ImageDataModule(LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Make the datasets of all splits, once."""
         if not self.datasets:
+            if self.trainer is not None:
+                folder = self.trainer.log_dir or self.trainer.default_root_dir
+                self.skip_log = SkipLog(Path(folder) / "skipped_images.log")
             self.datasets = {split: self.make_dataset(split) for split in SPLITS}
+
+    def teardown(self, stage: str) -> None:
+        """Say how many images were skipped, if any."""
+        summary = self.skip_log.summary()
+        if summary is not None:
+            rank_zero_warn(f"{type(self).__name__}: {summary}")
 
     @property
     def rank(self) -> int:

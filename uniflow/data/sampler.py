@@ -85,7 +85,7 @@ class EvaluationSampler(DistributedSampler[list[int]]):
         self.indices = range(rank, total, num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        bounds = [len(self.indices) * k // self.num_batches for k in range(self.num_batches + 1)]
+        bounds = [len(self.indices) * k // max(1, self.num_batches) for k in range(self.num_batches + 1)]
         return ([*self.indices[a:b]] for a, b in pairwise(bounds))
 
     def __len__(self) -> int:

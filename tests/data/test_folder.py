@@ -1,0 +1,234 @@
+"""ImageFolder: labels, splits, order over processes, odd files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from PIL import Image
+
+from uniflow.data.folder import ImageFolder, list_images, name_to_unit
+
+
+def paint(path: Path, value: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (24, 20), value).save(path)
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """60 images, each of a grey level of its own, so that a batch tells which file it comes from."""
+    root = tmp_path / "photos"
+    for i in range(60):
+        paint(root / f"{i:03d}.png", 4 * i)
+    return root
+
+
+def folder(root: Path, **kwargs: Any) -> ImageFolder:
+    settings: dict[str, Any] = {"size": 8, "batch_size": 4, "num_workers": 0, "val_fraction": 0.2, "test_fraction": 0.2}
+    return ImageFolder(str(root), **{**settings, **kwargs})
+
+
+def ids(loader: Iterable[dict[str, torch.Tensor]]) -> list[int]:
+    return [int(image[0, 4, 4]) // 4 for batch in loader for image in batch["image"]]
+
+
+def names(data: ImageFolder, split: str) -> set[str]:
+    data.setup()
+    return {name.decode() for name in data.datasets[split].names}  # type: ignore[attr-defined]
+
+
+def test_batches_are_uint8_and_splits_are_disjoint(flat: Path) -> None:
+    data = folder(flat)
+    data.setup("test")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (4, 3, 8, 8)
+    assert "label" not in batch
+    assert data.class_names is None
+    val, test = ids(data.val_dataloader()), ids(data.test_dataloader())
+    assert len(val) > 3
+    assert len(test) > 3
+    assert sorted([*val, *test, *(int(n[:3]) for n in names(data, "train"))]) == list(range(60))
+
+
+def test_adding_files_moves_none_to_another_split(flat: Path) -> None:
+    before = {split: names(folder(flat), split) for split in ("train", "val", "test")}
+    for i in range(50):
+        paint(flat / "more" / f"new{i}.png")
+    (flat / "000.png").unlink()
+    for split, old in before.items():
+        assert {n for n in names(folder(flat), split) if "/" not in n} == old - {"000.png"}
+    places = [name_to_unit(f"{i}.jpg") for i in range(2000)]
+    assert np.mean([p < 0.2 for p in places]) == pytest.approx(0.2, abs=0.03)
+
+
+def test_subfolders_are_classes_in_sorted_order(tmp_path: Path) -> None:
+    for i in range(30):
+        paint(tmp_path / "zebra" / f"{i}.png", 200)
+        paint(tmp_path / "ant" / f"{i}.jpg", 50)
+    data = folder(tmp_path)
+    data.setup()
+    assert data.class_names == ["ant", "zebra"]
+    for batch in data.val_dataloader():
+        assert batch["label"].dtype == torch.int64
+        assert batch["label"].tolist() == [int(image[0, 0, 0] > 100) for image in batch["image"]]
+    assert "label" not in next(iter(folder(tmp_path, labels=False).train_dataloader()))
+    paint(tmp_path / "loose.png")
+    with pytest.raises(ValueError, match="outside of subfolders"):
+        folder(tmp_path, labels=True).setup()
+    data = folder(tmp_path)
+    data.setup()
+    assert data.class_names is None
+
+
+def test_split_folders_are_used(tmp_path: Path) -> None:
+    for split, n in (("train", 20), ("val", 6), ("test", 5)):
+        for i in range(n):
+            paint(tmp_path / split / "ab"[i % 2] / f"{split}{i}.png")
+    data = folder(tmp_path)
+    data.setup()
+    assert [len(names(data, s)) for s in ("train", "val", "test")] == [20, 6, 5]
+    shutil.rmtree(tmp_path / "test")
+    data = folder(tmp_path, test="val", val_fraction=0.3)
+    assert len(names(data, "test")) == 6
+    assert len(names(data, "val")) + len(names(data, "train")) == 20
+    assert all(n.split("/")[1].startswith("train") for n in names(data, "val"))
+    with pytest.raises(ValueError, match="both the validation and the test"):
+        folder(tmp_path, val="val", test="val").setup()
+    paint(tmp_path / "val" / "c" / "x.png")
+    with pytest.raises(ValueError, match="class 'c'"):
+        folder(tmp_path, test_fraction=0.3).setup()
+
+
+def test_missing_and_empty_folders_are_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a folder"):
+        folder(tmp_path / "none").setup()
+    with pytest.raises(ValueError, match="holds no images") as info:
+        folder(tmp_path).setup()
+    assert "\n" not in str(info.value)
+    for i in range(8):
+        paint(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match="raise val_fraction"):
+        folder(tmp_path, val_fraction=0.0).setup()
+    with pytest.raises(ValueError, match=r"the val folder .* does not exist"):
+        folder(tmp_path, val="validation").setup()
+    with pytest.raises(ValueError, match="batch_size"):
+        folder(tmp_path, batch_size=0)
+    with pytest.raises(ValueError, match="do not fill one batch"):
+        folder(tmp_path, batch_size=64, val_fraction=0.4).train_dataloader()
+
+
+def test_hidden_and_other_files_are_left_out(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a/c.jpeg", ".hidden.png", ".cache/d.png", "__MACOSX/e.png"):
+        paint(tmp_path / "x.png")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "x.png", tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    assert list_images(tmp_path) == ["a/c.jpeg", "b.PNG", "x.png"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_depend_on_seed_and_epoch_but_not_on_workers(flat: Path, workers: int) -> None:
+    def epochs(seed: int, num_workers: int) -> list[torch.Tensor]:
+        loader = folder(flat, seed=seed, num_workers=num_workers, size=12).train_dataloader()
+        result = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            result.append(torch.cat([batch["image"] for batch in loader]))
+        return result
+
+    first = epochs(5, 0)
+    assert all(torch.equal(a, b) for a, b in zip(first, epochs(5, workers), strict=True))
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], epochs(6, 0)[0])
+
+
+class Reader(LightningModule):
+    """Runs the loaders and notes which images pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.seen["train"] += ids([batch])
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.seen["val"] += ids([batch])
+
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.seen["test"] += ids([batch])
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> list[int]:
+        return ids([batch])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(run: Path, **kwargs: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=run, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_files_are_replaced_in_training_and_dropped_in_evaluation(
+    flat: Path, tmp_path: Path, workers: int
+) -> None:
+    bad = {split: sorted(names(folder(flat), split))[:2] for split in ("train", "val", "test")}
+    for name in chain(*bad.values()):
+        (flat / name).write_bytes(b"\x89PNG broken")
+    data, model, run = folder(flat, num_workers=workers), Reader(), tmp_path / "run"
+    trainer(run, max_epochs=2).fit(model, data)
+    batches = len(names(data, "train")) // 4
+    assert len(model.seen["train"]) == 2 * 4 * batches
+    assert not {f"{i:03d}.png" for i in model.seen["train"]} & set(bad["train"])
+    good = sorted(int(name[:3]) for name in names(data, "val") - set(bad["val"]))
+    assert sorted(model.seen["val"]) == sorted(2 * good)
+
+    with pytest.warns(UserWarning, match=r"2 test, 2 train, 2 val; named in .*skipped_images.log"):
+        trainer(run).test(model, folder(flat, num_workers=workers))
+    lines = (run / "skipped_images.log").read_text().splitlines()
+    assert len(lines) == 6
+    assert {tuple(line.split("\t")[:2]) for line in lines} == {(s, str(flat / n)) for s in bad for n in bad[s]}
+    assert all(line.split("\t")[2] for line in lines)
+
+
+def test_an_evaluation_batch_without_readable_images_is_passed_over(flat: Path) -> None:
+    data = folder(flat, batch_size=2)
+    first = sorted(names(data, "test"))[:2]
+    for name in first:
+        (flat / name).write_bytes(b"broken")
+    assert {f"{i:03d}.png" for i in ids(data.test_dataloader())} == names(data, "test") - set(first)
+
+
+def test_training_without_one_readable_image_says_so(flat: Path) -> None:
+    for path in flat.iterdir():
+        path.write_bytes(b"broken")
+    with pytest.raises(RuntimeError, match="no readable image"):
+        next(iter(folder(flat).train_dataloader()))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_prediction_and_overfitting_run_in_lightning(flat: Path, tmp_path: Path) -> None:
+    data = folder(flat)
+    found = trainer(tmp_path).predict(Reader(), data)
+    assert sorted(chain(*(found or []))) == sorted(int(n[:3]) for n in names(data, "test"))
+    model = Reader()
+    trainer(tmp_path, max_epochs=2, overfit_batches=2).fit(model, folder(flat))
+    assert model.seen["train"][:8] == model.seen["train"][8:]
+    assert len(model.seen["train"]) == 16

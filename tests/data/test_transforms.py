@@ -1,0 +1,81 @@
+"""Crops: sizes, the area they keep, mirror images, and what they are a function of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from uniflow.data.sampler import SampleIndex, sample_generator
+from uniflow.data.transforms import CenterCrop, RandomResizedCrop, resize_short_side
+
+
+def gradient(height: int, width: int) -> torch.Tensor:
+    y = torch.linspace(0, 255, height)[:, None].expand(height, width)
+    x = torch.linspace(0, 255, width)[None].expand(height, width)
+    return torch.stack([y, x, torch.full((height, width), 128.0)]).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (37, 64), (32, 32), (300, 200)])
+def test_any_image_gives_the_size_asked_for(shape: tuple[int, int]) -> None:
+    image = gradient(*shape)
+    for seed in range(5):
+        crop = RandomResizedCrop(32)(image, sample_generator(seed, 0))
+        assert crop.shape == (3, 32, 32)
+        assert crop.dtype == torch.uint8
+        assert (crop[2].int() - 128).abs().max() <= 1
+    assert CenterCrop(32, 0.875)(image).shape == (3, 32, 32)
+
+
+def test_a_crop_keeps_the_share_asked_for() -> None:
+    image, crop = gradient(400, 400), RandomResizedCrop(64, scale=(0.2, 0.5), flip=0)
+    for seed in range(50):
+        top, left, height, width = crop._box(400, 400, sample_generator(seed, 0))
+        assert 0.19 < height * width / 400**2 < 0.51
+        assert 0.74 < width / height < 1.35
+        assert 0 <= top <= 400 - height
+        assert 0 <= left <= 400 - width
+    assert crop.min_side == 144
+    whole = RandomResizedCrop(400, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0)
+    assert torch.equal(whole(image, sample_generator(0, 0)), image)
+
+
+def test_half_of_the_crops_are_mirrored() -> None:
+    image = gradient(16, 16)
+    crop = RandomResizedCrop(16, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    mirrored = [torch.equal(crop(image, sample_generator(0, i)), image.flip(-1)) for i in range(400)]
+    assert 160 < sum(mirrored) < 240
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    image, crop = gradient(90, 120), RandomResizedCrop(32)
+
+    def draw(seed: int, epoch: int, index: int) -> torch.Tensor:
+        return crop(image, sample_generator(seed, SampleIndex(index, epoch)))
+
+    assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
+    for other in [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)]:
+        assert not torch.equal(draw(1, 2, 3), draw(*other))
+
+
+def test_the_centre_is_kept() -> None:
+    image = gradient(100, 300)
+    crop = CenterCrop(100)(image)
+    assert torch.equal(crop, image[:, :, 100:200])
+    zoomed = CenterCrop(64, 0.5)(image)
+    assert zoomed[0].float().mean().item() == pytest.approx(127.5, abs=2)
+    assert 60 < zoomed[0].min() < 70
+    assert CenterCrop(8)(torch.zeros(3, 2, 3_000_000, dtype=torch.uint8)).shape == (3, 8, 8)
+    assert resize_short_side(gradient(50, 75), 20).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"size": 0}, {"scale": (0.0, 1.0)}, {"scale": (0.5, 0.2)}, {"ratio": (0.0, 1.0)}, {"flip": 1.5}]
+)
+def test_settings_out_of_range_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match="must"):
+        RandomResizedCrop(**{"size": 8, **bad})
+
+
+def test_a_centre_share_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be in"):
+        CenterCrop(8, 0.0)

@@ -1,0 +1,194 @@
+"""A folder of photographs, with or without class subfolders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from uniflow.data.base import ImageDataModule
+from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.sampler import sample_generator
+from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+
+
+class ImageFolder(ImageDataModule):
+    """A folder of photographs; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
+
+    The folders `train`, `val` and `test` of `root` are used where they exist. What is missing is split off the
+    training images by a hash of each file's name, so that no file changes sides when others come or go. The three
+    splits never share a file.
+
+    Images in subfolders one level deep, two or more of them, are labelled by the subfolder's place in the sorted list.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        center_crop: float = 0.875,
+        val: str | None = None,
+        test: str | None = None,
+        val_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        labels: bool | None = None,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            root: the folder.
+            size: side of the images served, in pixels.
+            scale: share of a training image's area that a random crop keeps, least and largest.
+            ratio: width / height of a random crop, least and largest.
+            flip: probability of a mirror image in training.
+            center_crop: share of the short side that evaluation keeps.
+            val: folder of validation images, relative to `root` or absolute; `root/val` by default, if there is one
+                that is not `test`.
+            test: folder of test images; `root/test` by default, if there is one.
+            val_fraction: share of the training images used for validation without such a folder.
+            test_fraction: share of the training images used for testing without such a folder.
+            labels: whether first-level subfolders are classes; by default they are if all images lie in them.
+            batch_size: images a batch and process.
+            num_workers: worker processes a loader.
+            seed: the seed of order and augmentation.
+
+        Raises:
+            ValueError: if a setting is out of range; in `setup`, if a folder is missing or a split is empty.
+        """
+        super().__init__(batch_size, num_workers, seed)
+        for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 <= fraction < 1:
+                raise ValueError(f"ImageFolder: {name} must be in [0, 1), not {fraction}")
+        if val_fraction + test_fraction >= 1:
+            raise ValueError("ImageFolder: val_fraction and test_fraction leave nothing to train on")
+        self.root = Path(root).expanduser()
+        self.given = {"val": val, "test": test}
+        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.labels = labels
+        self.train_crop = RandomResizedCrop(size, scale, ratio, flip)
+        self.eval_crop = CenterCrop(size, center_crop)
+        self._files: dict[str, tuple[Path, list[str]]] | None = None
+
+    def make_dataset(self, split: str) -> ImageFiles:
+        """The images of `split`."""
+        folder, names = self._splits()[split]
+        if not names:
+            raise ValueError(self._empty(split, folder))
+        classes = [_class(name) for name in names] if self.class_names is not None else None
+        unknown = sorted(set(classes or []) - set(self.class_names or []))
+        if unknown:
+            raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
+        return ImageFiles(self, split, folder, names, classes)
+
+    def _splits(self) -> dict[str, tuple[Path, list[str]]]:
+        """Folder and sorted relative names of each split's files; sets `class_names`."""
+        if self._files is not None:
+            return self._files
+        if not self.root.is_dir():
+            raise ValueError(f"ImageFolder: {self.root} is not a folder; set root to a folder of images")
+        train = self.root / "train" if (self.root / "train").is_dir() else self.root
+        folders = self._folders()
+        inside = [folder for folder in folders.values() if folder.is_relative_to(train)]
+        names = [n for n in list_images(train) if not any((train / n).is_relative_to(f) for f in inside)]
+        self.class_names = self._classes(names)
+        splits: dict[str, tuple[Path, list[str]]] = {s: (f, list_images(f)) for s, f in folders.items()}
+        fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
+        places = np.array([name_to_unit(name) for name in names])
+        is_test = places < fractions["test"]
+        is_val = ~is_test & (places < fractions["test"] + fractions["val"])
+        for split, chosen in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
+            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(chosen)]))
+        self._files = splits
+        return splits
+
+    def _folders(self) -> dict[str, Path]:
+        """The folders that validation and test images have to themselves."""
+        folders: dict[str, Path] = {}
+        for split in ("test", "val"):  # a folder named as the test set is not taken for validation
+            given = self.given[split]
+            folder = self.root / (given or split)
+            if given and not folder.is_dir():
+                raise ValueError(f"ImageFolder: the {split} folder {folder} does not exist")
+            if folder.is_dir() and (given or folder.resolve() not in {f.resolve() for f in folders.values()}):
+                folders[split] = folder
+        if len(folders) == 2 and folders["val"].resolve() == folders["test"].resolve():
+            raise ValueError(f"ImageFolder: {folders['val']} cannot be both the validation and the test set")
+        return folders
+
+    def _classes(self, names: list[str]) -> list[str] | None:
+        parts = [name.split("/") for name in names]
+        classes = sorted({p[0] for p in parts if len(p) > 1})
+        if self.labels and any(len(p) == 1 for p in parts):
+            raise ValueError(f"ImageFolder: labels are asked for, but {self.root} has images outside of subfolders")
+        found = len(classes) > 1 and all(len(p) == 2 for p in parts)
+        return classes if (found if self.labels is None else self.labels) else None
+
+    def _empty(self, split: str, folder: Path) -> str:
+        anything = any(names for _, names in self._splits().values())
+        if anything and split in self.fractions and split not in self._folders():
+            return (
+                f"ImageFolder: no image of {folder} falls into the {split} split; "
+                f"raise {split}_fraction (it is {self.fractions[split]}) or set {split} to a folder"
+            )
+        return f"ImageFolder: {folder} holds no images for the {split} split (known: {' '.join(sorted(EXTENSIONS))})"
+
+
+class ImageFiles(Dataset):
+    """Image files of one split, cropped; None for a file that cannot be read."""
+
+    def __init__(
+        self, module: ImageFolder, split: str, folder: Path, names: list[str], classes: list[str] | None
+    ) -> None:
+        self.folder, self.split = folder, split
+        # An array of bytes, because a list of a million texts is copied into every worker page by page.
+        self.names = np.array([os.fsencode(name) for name in names])
+        number = {name: i for i, name in enumerate(module.class_names or [])}
+        self.targets = np.array([number[c] for c in classes]) if classes is not None else None
+        self.seed, self.skip_log = module.seed, module.skip_log
+        self.train_crop, self.eval_crop = module.train_crop, module.eval_crop
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, object] | None:
+        name = os.fsdecode(self.names[int(index)])
+        training = self.split == "train"
+        try:
+            image = read_image(self.folder / name, name, self.train_crop.min_side if training else None)
+        except ImageReadError as error:
+            self.skip_log.add(self.split, str(self.folder / name), error.reason)
+            return None
+        image = self.train_crop(image, sample_generator(self.seed, index)) if training else self.eval_crop(image)
+        sample: dict[str, object] = {"image": image}
+        if self.targets is not None:
+            sample["label"] = int(self.targets[int(index)])
+        return sample
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of the image files below `folder`, relative to it, with "/" and sorted; hidden files are left out."""
+    found = []
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
+        prefix = os.path.relpath(path, folder).replace(os.sep, "/")
+        for file in files:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+                found.append(file if prefix == "." else f"{prefix}/{file}")
+    return sorted(found)
+
+
+def name_to_unit(name: str) -> float:
+    """A number in [0, 1) that depends on nothing but `name`: the place of a file on the scale that splits cut."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
+
+
+def _class(name: str) -> str:
+    return name.split("/", 1)[0]
