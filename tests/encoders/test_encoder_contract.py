@@ -96,9 +96,9 @@ def test_prefix_tokens_and_image_size(case, prefix, image_size):
     assert (spec.num_prefix_tokens, spec.image_size) == (prefix, image_size)
 
 
+# Without antialiasing the result differs from timm's by intent; the official release's numbers hold there.
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"no_antialias"}))
 def test_hidden_states_are_those_of_timm(case):
-    if case == "no_antialias":
-        pytest.skip("differs from timm by intent; see test_timm_encoder.py")
     encoder = make(case)
     cfg, spec = encoder.model.pretrained_cfg, encoder.spec
     sizes = {**TINY, "patch_size": spec.patch_size, "img_size": spec.image_size}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
+import timm
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
@@ -33,25 +33,31 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ) from error
 
 
-def fetch_pretrained(model: nn.Module, name: str) -> dict[str, Tensor]:
+def read_weights(name: str, weights: str | os.PathLike[str] | None) -> dict[str, Tensor] | None:
+    """The tensors that an encoder's argument `weights` stands for: timm's, a file's, or none."""
+    if weights is None:
+        return None
+    return fetch_pretrained(name) if weights == "pretrained" else read_safetensors(weights)
+
+
+def fetch_pretrained(name: str) -> dict[str, Tensor]:
     """Fetch (or take from the local cache) the weights that timm publishes for `name`.
 
     Raises:
         ValueError: if timm has no weights for this name, or they can neither be fetched nor found in the cache.
     """
-    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    repository = cfg.get("hf_hub_id")
-    if not repository or cfg.get("custom_load") == "hf":  # "hf": files in a format of their own
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id or cfg.custom_load == "hf":  # "hf": files in a format of their own
         raise ValueError(
             f"weights: timm has no loadable pretrained weights for {name!r}; give a safetensors file or null"
         )
-    filename = {"filename": cfg["hf_hub_filename"]} if cfg.get("hf_hub_filename") else {}
+    filename = {"filename": cfg.hf_hub_filename} if cfg.hf_hub_filename else {}
     try:
-        return load_state_dict_from_hf(repository, weights_only=True, **filename)
+        return load_state_dict_from_hf(cfg.hf_hub_id, weights_only=True, **filename)
     except Exception as error:  # the hub client raises errors of several HTTP libraries; all are re-raised as one line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {repository}: {reason} "
+            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {cfg.hf_hub_id}: {reason} "
             "Without network: download its model.safetensors elsewhere and set weights to the path of that file"
         ) from error
 

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.encoders.loading import fetch_pretrained, load_timm_state, read_safetensors
+from uniflow.encoders.loading import load_timm_state, read_weights
 from uniflow.specs import EncoderSpec
 
 Tune = Literal["full", "frozen"] | int
@@ -71,14 +71,14 @@ class TimmEncoder(VisionEncoder):
                 f"the pretrained weights of {name!r} fit its own size only: "
                 f"{', '.join(sizes).replace('img_size', 'image_size')} needs weights null or a safetensors file"
             )
+        _check_name(name)
+        state = read_weights(name, weights)  # before the model: missing weights show sooner than a large ViT is built
         self.model = _create_vit(name, sizes)
         self.spec = _spec(self.model)
         if not pos_embed_antialias:
             _switch_off_antialiasing(self.model, name)
-        if weights == "pretrained":
-            load_timm_state(self.model, fetch_pretrained(self.model, name), f"timm's {name}")
-        elif weights is not None:
-            load_timm_state(self.model, read_safetensors(weights), os.fspath(weights), pos_embed_antialias)
+        if state is not None:
+            load_timm_state(self.model, state, repr(str(weights)), pos_embed_antialias)
         _set_trainable(self.model, tune)
         self.set_gradient_checkpointing(gradient_checkpointing)
 
@@ -102,11 +102,14 @@ class TimmEncoder(VisionEncoder):
         return EncoderOutput(hidden_states, prefix_tokens, grid)
 
 
+def _check_name(name: str) -> None:
+    if name not in timm.list_models() and name not in timm.list_pretrained():
+        near = difflib.get_close_matches(name, timm.list_pretrained(), n=4, cutoff=0.4)
+        raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
+
+
 def _create_vit(name: str, sizes: dict[str, int]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
-    if name not in timm.list_models() and name not in timm.list_pretrained():
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=4, cutoff=0.4)
-        raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
     for key, value in sizes.items():
         if value < 1:
             raise ValueError(f"{key.replace('img_size', 'image_size')} must be at least 1, not {value}")
