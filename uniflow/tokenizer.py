@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import os
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from uniflow.bottleneck import Bottleneck
 from uniflow.decoders.base import PixelDecoder
@@ -203,33 +201,6 @@ class Tokenizer(nn.Module):
         tokenizer = cls.from_config(config)
         _load_strictly(tokenizer, tensors, path)
         return tokenizer.eval()
-
-    def summary(self, image_size: int | tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
-        """Size and cost of each part for one image and one decoding step.
-
-        Args:
-            image_size: side, or (H, W), in pixels; the encoder's pretraining size by default.
-
-        Returns:
-            For "encoder", "bottleneck", "decoder" and "total": `parameters` (count) and `gflop` (10^9 floating-point
-            operations of the forward pass, a multiply-add counted as two).
-        """
-        size = image_size or self.encoder.spec.image_size
-        height, width = size if isinstance(size, tuple) else (size, size)
-        counter = FlopCounterMode(display=False)
-        # On the meta device nothing is computed, and a model of billions of parameters needs no memory.
-        model = copy.deepcopy(self).to("meta").eval().float()
-        with torch.no_grad(), counter:
-            images = torch.empty(1, 3, height, width, device="meta")
-            model.decode(model.encode(images), noise=torch.empty_like(model.pad(images)))
-        counts = counter.get_flop_counts()
-        rows = {}
-        for name in ("encoder", "bottleneck", "decoder"):
-            part: nn.Module = getattr(self, name)
-            flop = sum(counts.get(f"{type(self).__name__}.{name}", {}).values())
-            rows[name] = {"parameters": sum(p.numel() for p in part.parameters()), "gflop": flop / 1e9}
-        rows["total"] = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "gflop")}
-        return rows
 
 
 def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,5 +13,5 @@ class TokenizerExport(Callback):
     """Writes `RUN/tokenizer/` when fit ends, ready for `Tokenizer.from_pretrained`; with EMA, the averaged weights."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, TokenizerTask) and trainer.is_global_zero and not trainer.fast_dev_run:
+        if isinstance(pl_module, TokenizerTask) and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             pl_module.tokenizer.save_pretrained(Path(trainer.default_root_dir) / "tokenizer")

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors.torch import save_file
 from torch import Tensor
 
 from uniflow.pictures import pca_basis, pca_image, rows_to_grid, save_picture
@@ -54,19 +56,32 @@ class ImageGrid(Callback):
     def _show(self, trainer: Trainer, pl_module: LightningModule, batch: Any, name: str) -> None:
         if not isinstance(pl_module, TokenizerTask) or not trainer.is_global_zero or self.count < 1:
             return
-        picture = rows_to_grid(tokenizer_rows(pl_module, batch["image"][: self.count]))
-        save_picture(picture, Path(trainer.default_root_dir) / "images" / f"{name}.png")
+        rows = tokenizer_rows(pl_module, batch["image"][: self.count])
+        picture = rows_to_grid(list(rows.values()))
+        folder = Path(trainer.default_root_dir) / "images"
+        save_picture(picture, folder / f"{name}.png")
+        if name == "test":  # for `uniflow report`
+            pixels = {row: (images.float() * 255).round().byte().cpu().contiguous() for row, images in rows.items()}
+            save_file(pixels, folder / "test.safetensors")
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_image"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name.split("_")[0], picture, trainer.global_step)
 
 
 @torch.no_grad()
-def tokenizer_rows(task: TokenizerTask, images: Tensor) -> list[Tensor]:
-    """Rows of pictures, each (B, 3, H, W) in [0, 1]: originals, reconstructions, features of teacher and student."""
+def tokenizer_rows(task: TokenizerTask, images: Tensor) -> dict[str, Tensor]:
+    """Rows of pictures, each (B, 3, H, W) in [0, 1], by name.
+
+    "original"; "reconstruction, S steps" for each of the task's `eval_steps`; "teacher" and "student", their last
+    hidden states in the teacher's three principal colours.
+    """
     student, teacher = task.tokenizer.encoder(images), task.teacher(images)
     latents, _ = task.tokenizer.bottleneck(student.feature_map())
     size = (images.shape[-2], images.shape[-1])
     basis = pca_basis(teacher.feature_map())
-    features = [pca_image(output.feature_map(), basis, size) for output in (teacher, student)]
-    return [to_unit_range(images), *(image for _, image in task.decodings(latents, 0)), *features]
+    rows = {"original": to_unit_range(images)}
+    for steps, decoded in task.decodings(latents, 0):
+        rows[f"reconstruction, {steps} step{'s' if steps > 1 else ''}"] = decoded
+    for name, output in (("teacher", teacher), ("student", student)):
+        rows[name] = pca_image(output.feature_map(), basis, size)
+    return rows

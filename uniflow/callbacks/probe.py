@@ -29,7 +29,9 @@ class LinearProbe(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
-        if not isinstance(pl_module, TokenizerTask) or data is None or self.max_images < 1 or trainer.fast_dev_run:
+        if not isinstance(pl_module, TokenizerTask) or data is None or self.max_images < 1:
+            return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         fitted_on = self._features(pl_module, data.val_dataloader())
         scored_on = self._features(pl_module, data.test_dataloader())

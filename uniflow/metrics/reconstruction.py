@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -38,3 +39,8 @@ def ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     )
     assert isinstance(values, Tensor)  # a tuple only when full images are asked for
     return values
+
+
+def patch_means(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, 3, H, W) with every patch painted in its mean colour; H and W are multiples of `patch_size`."""
+    return F.interpolate(F.avg_pool2d(images, patch_size), scale_factor=patch_size, mode="nearest")

@@ -22,7 +22,7 @@ from uniflow.distill import (
     tokens_to_match,
 )
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.metrics import psnr, ssim
+from uniflow.metrics import patch_means, psnr, ssim
 from uniflow.specs import EncoderSpec, LatentSpec
 from uniflow.tasks.base import OptimizerFactory, Task, step_seed, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
@@ -160,6 +160,8 @@ class TokenizerTask(Task):
             suffix = "" if steps == self.eval_steps[0] else f"_steps{steps}"
             results[f"psnr{suffix}"] = psnr(reconstruction, originals).mean()
             results[f"ssim{suffix}"] = ssim(reconstruction, originals).mean()
+        # What the coarsest picture of the same grid reaches: each patch painted in its mean colour.
+        results["psnr_patch_mean"] = psnr(patch_means(originals, self.tokenizer.patch_size), originals).mean()
         cosines = 1 - self.distances(student, self.teacher(images))
         results["cosine"] = cosines.mean()
         options: dict[str, Any] = {"batch_size": len(images), "on_epoch": True, "sync_dist": True}

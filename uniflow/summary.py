@@ -1,0 +1,74 @@
+"""Size and cost of a tokenizer's parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from uniflow.tokenizer import Tokenizer
+
+
+def model_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
+    """Parameters and cost of each part for one image and one decoding step.
+
+    Args:
+        tokenizer: on any device; it is not changed.
+        image_size: side, or (H, W), in pixels; the encoder's pretraining size by default.
+
+    Returns:
+        For "encoder", "bottleneck", "decoder" and "total": `parameters` (count) and `gflop` (10^9 floating-point
+        operations of the matrix products in the forward pass, a multiply-add counted as two).
+    """
+    size = image_size or tokenizer.encoder.spec.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    # On the meta device nothing is computed, and a model of billions of parameters needs no memory.
+    model = copy.deepcopy(tokenizer).to("meta").eval().float()
+    images = torch.empty(1, 3, height, width, device="meta")
+    noise = torch.empty_like(model.pad(images))
+    rows: dict[str, dict[str, float]] = {}
+    steps: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+        ("encoder", lambda pixels: model.encoder(model.pad(pixels)).feature_map()),
+        ("bottleneck", lambda features: model.bottleneck(features)[0]),
+        ("decoder", lambda latents: model.decode(latents, noise=noise)),
+    ]
+    value = images
+    for name, step in steps:
+        # Plain attention is made of matrix products that the counter knows; fused kernels differ between devices.
+        with (
+            torch.no_grad(),
+            nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
+            value = step(value)
+        part: nn.Module = getattr(tokenizer, name)
+        parameters = sum(p.numel() for p in part.parameters())
+        rows[name] = {"parameters": parameters, "gflop": counter.get_total_flops() / 1e9}
+    rows["total"] = {key: sum(row[key] for row in rows.values()) for key in ("parameters", "gflop")}
+    return rows
+
+
+def summary(tokenizer: Path, image_size: int | None = None) -> None:
+    """Print parameters and GFLOP of each part of a tokenizer.
+
+    Args:
+        tokenizer: a tokenizer's folder, or a checkpoint.
+        image_size: side of the image in pixels; the encoder's pretraining size by default.
+    """
+    model = Tokenizer.from_pretrained(tokenizer)
+    side = image_size or model.encoder.spec.image_size
+    table = Table(title=f"{tokenizer}, one image of {side} x {side}, one decoding step")
+    table.add_column("part")
+    table.add_column("class")
+    table.add_column("parameters", justify="right")
+    table.add_column("GFLOP", justify="right")
+    for name, row in model_summary(model, side).items():
+        kind = type(getattr(model, name)).__name__ if name != "total" else ""
+        table.add_row(name, kind, f"{row['parameters'] / 1e6:,.2f} M", f"{row['gflop']:,.2f}")
+    Console().print(table)
