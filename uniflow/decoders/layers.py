@@ -121,7 +121,8 @@ class GlobalStage(nn.Module):
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the flow time, followed by an MLP.
 
-    256 channels, cosines first, then sines, of 1000 t at frequencies 10000^(-k / 128), in float32 at least.
+    256 channels, cosines first, then sines, of 1000 t at frequencies 10000^(-k / 128), always in float32, as in
+    the reference implementation.
     """
 
     channels = 256
@@ -134,9 +135,9 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Times (...) in [0, 1] -> (..., width)."""
         half = self.channels // 2
-        dtype = torch.promote_types(t.dtype, torch.float32)
-        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device, dtype=dtype) / half)
-        angles = 1000 * t.to(dtype)[..., None] * frequencies
+        steps = torch.arange(half, device=t.device, dtype=torch.float32)
+        frequencies = torch.exp(-math.log(10000.0) * steps / half)
+        angles = (1000 * t).to(torch.float32)[..., None] * frequencies
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.fc2(F.silu(self.fc1(embedding.to(self.fc1.weight.dtype))))
 
