@@ -74,7 +74,7 @@ class TimmEncoder(VisionEncoder):
         _check_name(name)
         state = read_weights(name, weights)  # before the model: missing weights show sooner than a large ViT is built
         self.model = _create_vit(name, sizes)
-        self.spec = _spec(self.model)
+        self.spec = _spec(self.model, image_size)
         if not pos_embed_antialias:
             _switch_off_antialiasing(self.model, name)
         if state is not None:
@@ -125,13 +125,13 @@ def _create_vit(name: str, sizes: dict[str, int]) -> Any:
     return model
 
 
-def _spec(model: Any) -> EncoderSpec:
+def _spec(model: Any, image_size: int | None) -> EncoderSpec:
     return EncoderSpec(
         embed_dim=model.embed_dim,
         patch_size=model.patch_embed.patch_size[0],
         num_layers=len(model.blocks),
         num_prefix_tokens=model.num_prefix_tokens,
-        image_size=model.patch_embed.img_size[0],
+        image_size=image_size or model.pretrained_cfg["input_size"][-1],
         mean=tuple(model.pretrained_cfg["mean"]),
         std=tuple(model.pretrained_cfg["std"]),
     )
