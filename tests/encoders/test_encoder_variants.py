@@ -52,6 +52,8 @@ def test_variant(family, variant):
     assert encoder.spec.mean == cfg.mean
     assert encoder.spec.std == cfg.std
     assert encoder.spec.image_size == cfg.input_size[-1]
+    if encoder.model.pos_embed is not None:
+        assert encoder.model.patch_embed.img_size == cfg.input_size[1:]
     assert f"patch{encoder.spec.patch_size}_" in name
     assert not any("quickgelu" in note.lower() and "quickgelu" not in name for note in cfg.notes or ())
 
