@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from typing import Any
 
@@ -26,7 +25,7 @@ class SceneViT(TimmEncoder):
 
     def __init__(
         self,
-        weights: str | os.PathLike[str] | None = "pretrained",
+        weights: str | None = "pretrained",
         patch_size: int = 8,
         embed_dim: int = 160,
         depth: int = 6,

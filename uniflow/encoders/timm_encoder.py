@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from types import MethodType
 from typing import Any, Literal
 
@@ -47,7 +46,7 @@ class TimmEncoder(VisionEncoder):
     def __init__(
         self,
         name: str,
-        weights: str | os.PathLike[str] | None = "pretrained",
+        weights: str | None = "pretrained",
         tune: Tune = "full",
         gradient_checkpointing: bool = False,
         pos_embed_antialias: bool = True,
@@ -87,9 +86,8 @@ class TimmEncoder(VisionEncoder):
         self.model.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor) -> EncoderOutput:
-        # The patch kernel's dtype: float64 parameters take uint8 images as well. Frozen blocks in front build no graph,
-        # since nothing before the first trained parameter requires a gradient.
-        pixels = self.normalize(images).to(self.model.patch_embed.proj.weight.dtype)
+        # Frozen blocks in front build no graph, since nothing before the first trained parameter requires a gradient.
+        pixels = self.normalize(images)
         grid = (images.shape[-2] // self.spec.patch_size, images.shape[-1] // self.spec.patch_size)
         # Models without prefix tokens return bare tensors.
         has_prefix = self.spec.num_prefix_tokens > 0
