@@ -38,7 +38,7 @@ def _class_names(value: Any) -> list[str]:
 
 
 def _name_problem(name: str, bases: tuple[type, ...]) -> str | None:
-    kind = " or ".join(base.__name__ for base in bases)
+    kind = " or ".join(dict.fromkeys(base.__name__ for base in bases))
     known = known_classes(bases)
     if name.endswith(FILE_SUFFIXES):
         return f"there is no file {name!r} with a {kind}"
@@ -58,7 +58,7 @@ def _name_problem(name: str, bases: tuple[type, ...]) -> str | None:
 def known_classes(bases: Iterable[type]) -> list[str]:
     """Short names of the concrete subclasses that are imported, without Lightning's own demos."""
     paths = {path for base in bases for path in get_all_subclass_paths(base)}
-    return sorted({path.rpartition(".")[2] for path in paths if not path.startswith("lightning.")})
+    return sorted({path.rpartition(".")[2] for path in paths if not path.startswith("lightning.pytorch.demos.")})
 
 
 def _suggestion(name: str, known: list[str]) -> str:

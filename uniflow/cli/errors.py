@@ -10,7 +10,7 @@ from contextlib import contextmanager
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
     r"|(- )?Expected a <class 'NoneType'>.*|(- )?Expected a path but .*|(- )?Problem with given class_path .*"
-    r"|(- )?Expected a List.*|(- )?Expected a list.*"
+    r"|(- )?Expected a List.*|(- )?Expected a list.*|Type \S.* expects a function or a callable class:"
 )
 _MARKUP = [
     (re.compile(r"<class '(?:builtins\.)?([\w.]+)'>"), r"\1"),
@@ -18,6 +18,9 @@ _MARKUP = [
     (re.compile(r"\.? Got value: (Namespace|NestedArg)\(.*\)"), ""),
     (re.compile(r"\.+ Got value: (.*)$"), r", got \1"),
     (re.compile(r"Expected an? "), "expected "),
+    (re.compile(r"typing\.Literal\[([^]]*)\]"), r"one of \1"),
+    (re.compile(r"\b(typing|collections\.abc)\."), ""),
+    (re.compile(r'in "<unicode string>", '), ""),
 ]
 _KEY = re.compile(r'Parser key "([^"]+)":')
 

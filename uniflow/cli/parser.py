@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from typing import NoReturn
+import re
+from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.cli.errors import UserError, one_line
@@ -14,14 +16,31 @@ class Parser(LightningArgumentParser):
     """Raises `UserError` in place of printing the usage, and guesses what a misspelt option was meant to be."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = self._explain(message)
         if not self.exit_on_error:  # an inner parser: jsonargparse catches this and reports it further up
             super().error(message, ex)
-        raise UserError(self._explain(message)) from ex
+        raise UserError(one_line(message)) from ex
+
+    def parse_path(self, *args: Any, **kwargs: Any) -> Namespace:
+        """As in jsonargparse; an error names the file."""
+        try:
+            return super().parse_path(*args, **kwargs)
+        except UserError as error:
+            path = args[0] if args else kwargs.get("cfg_path")
+            raise UserError(f"{path}: {error}") from error
 
     def _explain(self, message: str) -> str:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            unknown = message.removeprefix(prefix).split()[0].partition("=")[0]
-            close = difflib.get_close_matches(unknown, list(self._option_string_actions), n=1)
-            return f"there is no option {unknown}" + (f"; did you mean {close[0]}?" if close else "")
-        return one_line(message)
+        """`message`, with what is accepted in place of an unknown option."""
+        if match := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            close = difflib.get_close_matches(match[1], list(self._option_string_actions), n=1)
+            return f"there is no option {match[1]}" + (f"; did you mean {close[0]}?" if close else "")
+        if match := re.fullmatch(r"Option '([^']+)' is not accepted", message):
+            known = [action.dest for action in self._actions if action.dest != "help" and ".help" not in action.dest]
+            close = difflib.get_close_matches(match[1], known, n=1)
+            guess = f"; did you mean {close[0]}?" if close else ";"
+            shown = ", ".join(known) if len(known) <= 24 else ""
+            return f"there is no argument {match[1]!r}{guess}" + (f" known: {shown}" if shown else "")
+        if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            names = [name.split(".", 1)[-1] if self.exit_on_error else name for name in match[1].split(", ")]
+            return f"nothing is given for {', '.join(names)}; a recipe (-c RECIPE.yaml) or an option must"
+        return message

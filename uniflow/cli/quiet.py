@@ -12,7 +12,15 @@ _WARNINGS = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*You are using `torch.load` with `weights_only=.*",
 )
-_LOGS = ("Tip:", "TPU available", "HPU available", "litlogger", "litmodels", "was configured so")
+_LOGS = (
+    "Tip:",
+    "TPU available",
+    "HPU available",
+    "litlogger",
+    "litmodels",
+    "was configured so",
+    "Trainer already configured with model summary",
+)
 
 
 class _Drop(logging.Filter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class RunFolder:
         path = self.path / f"{checkpoint}.ckpt" if checkpoint in SHORTHANDS else Path(checkpoint)
         if not path.exists():
             raise UserError(f"--ckpt_path {checkpoint}: there is no checkpoint {path}")
+        if path.is_file() and not zipfile.is_zipfile(path):  # a sharded checkpoint is a folder
+            raise UserError(f"--ckpt_path {checkpoint}: {path} is not a checkpoint")
         return str(path)
 
     def _refuse_to_overwrite(self) -> None:
@@ -81,7 +84,7 @@ class RunFolder:
         config = self.config.clone()
         config.ckpt_path = None
         self.path.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, str(self.path / CONFIG), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(config, str(self.path / CONFIG), skip_unset=False, overwrite=True, multifile=False)
 
 
 class _TensorBoard(TensorBoardLogger):

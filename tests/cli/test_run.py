@@ -1,0 +1,146 @@
+"""A run lives in one folder, and its saved configuration is all that a later command needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+Uniflow = Callable[..., Any]
+FIT = ("fit", "-c", "recipe.yaml", "--run", "runs/a")
+
+
+def fit(uniflow: Uniflow, *options: str) -> Path:
+    result = uniflow(*FIT, *options)
+    assert result.code == 0, result.err
+    return Path("runs/a")
+
+
+def names(folder: Path) -> set[str]:
+    return {"events" if p.name.startswith("events.") else p.name for p in folder.iterdir()}
+
+
+def test_layout(uniflow: Uniflow, project: Path) -> None:
+    run = fit(uniflow)
+    assert {"config.yaml", "last.ckpt", "best.ckpt", "events", "tokenizer"} <= names(run)
+    assert "hparams.yaml" not in names(run)
+    assert not {"lightning_logs", "checkpoints", "config.yaml"} & names(project)
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_without_logger(uniflow: Uniflow, project: Path) -> None:
+    run = fit(uniflow, "--trainer.logger", "false")
+    assert {"config.yaml", "last.ckpt", "best.ckpt"} <= names(run)
+    assert "events" not in names(run)
+    assert not {"lightning_logs", "checkpoints", "config.yaml"} & names(project)
+
+
+def test_default_folder_is_named_by_the_time(uniflow: Uniflow, project: Path) -> None:
+    assert uniflow("fit", "-c", "recipe.yaml").code == 0
+    (run,) = (project / "runs").iterdir()
+    assert {"config.yaml", "last.ckpt"} <= names(run)
+
+
+def test_fast_dev_run_leaves_nothing(uniflow: Uniflow, project: Path) -> None:
+    before = names(project)
+    assert uniflow(*FIT, "--trainer.fast_dev_run", "true").code == 0
+    assert names(project) - before <= {"runs", "__pycache__"}
+    assert not (project / "runs/a/config.yaml").exists()
+
+
+def test_evaluate_from_the_saved_config(uniflow: Uniflow) -> None:
+    run = fit(uniflow)
+    before = (run / "config.yaml").read_text()
+    for command in ("validate", "test", "predict"):
+        result = uniflow(command, "-c", f"{run}/config.yaml", "--ckpt_path", f"{run}/last.ckpt")
+        assert result.code == 0, result.err
+    assert (run / "config.yaml").read_text() == before
+    assert "test/psnr" in json.loads((run / "test_results.json").read_text())
+    assert not Path("runs").joinpath("lightning_logs").exists()
+
+
+def test_no_overwriting_and_resuming(uniflow: Uniflow) -> None:
+    run = fit(uniflow)
+    line = uniflow(*FIT).error
+    assert "--ckpt_path runs/a/last.ckpt" in line
+    assert "--run" in line
+    result = uniflow(*FIT, "--ckpt_path", "last", "--trainer.max_steps", "4")
+    assert result.code == 0, result.err
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 4
+    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
+
+
+def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow) -> None:
+    run = fit(uniflow)
+    options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.encoder_lr_multiplier", "0.125")
+    assert uniflow(*FIT, *options).code == 0
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["encoder_lr_multiplier"] == 0.125
+
+
+def test_config_round_trip(uniflow: Uniflow) -> None:
+    printed = uniflow(*FIT, "--print_config")
+    assert printed.code == 0
+    Path("printed.yaml").write_text(printed.out)
+    assert uniflow("fit", "-c", "printed.yaml", "--print_config").out == printed.out
+    run = fit(uniflow)
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    again = yaml.safe_load(uniflow("fit", "-c", f"{run}/config.yaml", "--print_config").out)
+    assert again == saved
+    assert saved["run"] == "runs/a"
+    assert saved["model"]["init_args"]["decoder"]["init_args"]["width"] == 32
+
+
+def test_callbacks_are_configured_and_dropped(uniflow: Uniflow) -> None:
+    options = ("--best_checkpoint", "null", "--ema.decay", "0.5", "--images", "null", "--export", "null")
+    run = fit(uniflow, *options)
+    assert not {"best.ckpt", "images", "tokenizer"} & names(run)
+    assert "last.ckpt" in names(run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["ema"]["init_args"]["decay"] == 0.5
+
+
+def test_own_callbacks_join_the_others(uniflow: Uniflow, project: Path) -> None:
+    (project / "more.yaml").write_text("trainer: {callbacks: [{class_path: my_pkg.Witness}]}")
+    run = fit(uniflow, "-c", "more.yaml")
+    assert (project / "witness").exists()
+    assert {"last.ckpt", "best.ckpt"} <= names(run)
+
+
+def test_checkpointing_switched_off(uniflow: Uniflow) -> None:
+    run = fit(uniflow, "--trainer.enable_checkpointing", "false")
+    assert not {"last.ckpt", "best.ckpt"} & names(run)
+
+
+def test_last_checkpoint_holds_the_last_step(uniflow: Uniflow) -> None:
+    """Training that ends between two validations."""
+    run = fit(uniflow, "--trainer.max_steps", "3")
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_best_checkpoint_is_the_best(uniflow: Uniflow) -> None:
+    run = fit(uniflow, "--trainer.max_steps", "6", "--best_checkpoint.monitor", "step", "--best_checkpoint.mode", "min")
+    assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_run_folder_has_one_name(uniflow: Uniflow) -> None:
+    assert "--run" in uniflow(*FIT, "--trainer.default_root_dir", "elsewhere").error
+
+
+def test_several_processes_need_a_name(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "--run NAME" in uniflow("fit", "-c", "recipe.yaml").error
+
+
+def test_seed_is_zero_unless_given(uniflow: Uniflow) -> None:
+    assert yaml.safe_load(uniflow(*FIT, "--print_config").out)["seed_everything"] == 0
+
+
+def test_progress_in_a_log_file(uniflow: Uniflow) -> None:
+    out = uniflow(*FIT).out
+    assert "step 2/2" in out
+    assert "train/loss" in out

@@ -1,0 +1,158 @@
+"""Swapping a class leaves nothing behind of the class before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import _typehints
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# Folder of component files -> the option that takes them.
+SLOTS = {
+    "encoders": "--model.encoder",
+    "bottlenecks": "--model.bottleneck",
+    "decoders": "--model.decoder",
+    "weightings": "--model.weighting",
+    "data": "--data",
+}
+Resolve = Callable[..., dict[str, Any]]
+RECIPE = ("-c", "recipe.yaml")
+
+
+def component_files() -> list[tuple[str, Path]]:
+    return [(option, file) for folder, option in SLOTS.items() for file in sorted((CONFIGS / folder).glob("*.yaml"))]
+
+
+def slot(config: dict[str, Any], option: str) -> Any:
+    node: Any = config
+    for name in option.removeprefix("--").split("."):
+        node = node.get("init_args", node)[name] if "class_path" in node else node[name]
+    return node
+
+
+@pytest.mark.parametrize(("option", "b"), component_files(), ids=lambda v: v.stem if isinstance(v, Path) else v[2:])
+def test_every_pair_of_component_files(project: Path, resolve: Resolve, option: str, b: Path) -> None:
+    """resolve(A then B) == resolve(B) for every other file A of B's folder."""
+    given = yaml.safe_load(b.read_text())
+    root = ["--data.root", "photos"] if option == "--data" and "root" in b.read_text() else []
+    others = ["--model", "TokenizerTask", *required(option)]
+    fresh = resolve(*others, option, str(b), *root)
+    assert slot(fresh, option)["class_path"].endswith(given["class_path"].rpartition(".")[2])
+    assert slot(fresh, option).get("init_args", {}).keys() >= given.get("init_args", {}).keys()
+    for a in sorted(b.parent.glob("*.yaml")):
+        if a != b:
+            assert resolve(*others, option, str(a), option, str(b), *root) == fresh, a.name
+
+
+def required(option: str) -> list[str]:
+    """The required slots besides `option`."""
+    options = {"--model.encoder": ["--model.encoder", "SceneViT"], "--data": ["--data", "Scenes"]}
+    return [word for name, words in options.items() if name != option for word in words]
+
+
+SHARED = [
+    # option, class that the recipe has or that is given first, its arguments, the other class
+    ("--model.encoder", "SceneViT", {"embed_dim": 24, "depth": 3}, "my_pkg.OtherViT"),
+    ("--model.decoder", "PatchFlowDecoder", {"width": 48, "num_heads": 3}, "my_pkg.MyDecoder"),
+    ("--model.weighting", "Adaptive", {"beta": 9.0}, "my_pkg.OtherWeighting"),
+    ("--model.optimizer", "torch.optim.AdamW", {"lr": 0.125, "weight_decay": 0.5}, "torch.optim.SGD"),
+    ("--model.lr_schedule", "Linear", {"start": 0.25}, "uniflow.distill.Cosine"),
+    ("--data", "Scenes", {"batch_size": 5, "size": 48}, "my_pkg.OtherScenes"),
+    ("--checkpoint", "LastCheckpoint", {"every_n_epochs": 3, "save_weights_only": True}, "my_pkg.OtherCheckpoint"),
+]
+
+
+@pytest.mark.parametrize(("option", "a", "arguments", "b"), SHARED, ids=[row[0][2:] for row in SHARED])
+def test_shared_arguments_go(
+    project: Path, resolve: Resolve, option: str, a: str, arguments: dict[str, Any], b: str
+) -> None:
+    """The arguments that both classes take go too: by option, and by a later config file."""
+    given = [word for name, value in arguments.items() for word in (f"{option}.{name}", str(value))]
+    fresh = slot(resolve(*RECIPE, option, b), option)
+    assert slot(resolve(*RECIPE, option, a, *given), option)["init_args"].items() >= arguments.items()
+    assert slot(resolve(*RECIPE, option, a, *given, option, b), option) == fresh
+
+    def config(name: str, spec: dict[str, Any]) -> str:
+        for key in reversed(option.removeprefix("--").split(".")):
+            spec = {key: spec}
+        if "model" in spec:
+            spec["model"] = {"class_path": "TokenizerTask", "init_args": spec["model"]}
+        (project / name).write_text(yaml.safe_dump(spec))
+        return name
+
+    first = config("a.yaml", {"class_path": a, "init_args": arguments})
+    second = config("b.yaml", {"class_path": b})
+    assert slot(resolve(*RECIPE, "-c", first, "-c", second), option) == fresh
+
+
+def test_callbacks_in_a_list(project: Path, resolve: Resolve) -> None:
+    (project / "a.yaml").write_text("trainer: {callbacks: [{class_path: my_pkg.Witness, init_args: {name: a}}]}")
+    (project / "b.yaml").write_text("trainer: {callbacks: [{class_path: my_pkg.OtherWitness}]}")
+    config = resolve(*RECIPE, "-c", "a.yaml", "-c", "b.yaml")
+    assert config["trainer"]["callbacks"] == [{"class_path": "my_pkg.OtherWitness", "init_args": {"name": "witness"}}]
+
+
+def test_data_module_and_its_arguments(project: Path, resolve: Resolve) -> None:
+    """Another data module by option, with its arguments after it."""
+    config = resolve(*RECIPE, "--data", "my_pkg.OtherScenes", "--data.batch_size", "3")
+    assert config["data"]["init_args"]["batch_size"] == 3
+    assert config["data"]["init_args"]["size"] == 64
+
+
+@pytest.fixture
+def components(project: Path) -> Path:
+    (project / "a.yaml").write_text("class_path: SceneViT\ninit_args: {depth: 7, num_heads: 4}\n")
+    (project / "b.yaml").write_text("class_path: SceneViT\ninit_args: {embed_dim: 24, num_heads: 3}\n")
+    return project
+
+
+def test_file_of_the_same_class_starts_afresh(components: Path, resolve: Resolve) -> None:
+    fresh = slot(resolve(*RECIPE, "--model.encoder", "my_pkg.OtherViT", "--model.encoder", "b.yaml"), "--model.encoder")
+    assert fresh["init_args"]["depth"] == 6  # SceneViT's own
+    for options in (
+        ["--model.encoder", "b.yaml"],
+        ["--model.encoder", "a.yaml", "--model.encoder", "b.yaml"],
+        ["--model.encoder.depth", "5", "--model.encoder", "b.yaml"],
+    ):
+        assert slot(resolve(*RECIPE, *options), "--model.encoder") == fresh
+    (components / "more.yaml").write_text("model: {encoder: b.yaml}")
+    assert slot(resolve(*RECIPE, "-c", "more.yaml"), "--model.encoder") == fresh
+
+
+def test_same_class_and_arguments_alone_keep_the_rest(components: Path, resolve: Resolve) -> None:
+    by_name = slot(resolve(*RECIPE, "--model.encoder", "SceneViT", "--model.encoder.depth", "4"), "--model.encoder")
+    assert by_name["init_args"]["depth"] == 4
+    assert by_name["init_args"]["embed_dim"] == 16
+    (components / "more.yaml").write_text("model: {encoder: {depth: 4}}")
+    assert slot(resolve(*RECIPE, "-c", "more.yaml"), "--model.encoder") == by_name
+
+
+def test_argument_after_a_file_after_another(components: Path, resolve: Resolve) -> None:
+    """jsonargparse took this for a config file that loads itself."""
+    options = ["--model.encoder", "a.yaml", "--model.encoder", "b.yaml", "--model.encoder.depth", "3"]
+    encoder = slot(resolve(*RECIPE, *options), "--model.encoder")["init_args"]
+    assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 24, 3)
+    (components / "more.yaml").write_text("model: {encoder: a.yaml}")
+    encoder = slot(resolve(*RECIPE, "-c", "more.yaml", *options[2:]), "--model.encoder")["init_args"]
+    assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 24, 3)
+    encoder = slot(resolve(*RECIPE, "-c", "more.yaml", "--model.encoder.depth", "3"), "--model.encoder")["init_args"]
+    assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 160, 4)
+
+
+def test_number_in_place_of_a_schedule(project: Path, resolve: Resolve) -> None:
+    options = ["--model.distillation_weight", "Linear", "--model.distillation_weight.start", "3"]
+    assert slot(resolve(*RECIPE, *options), "--model.distillation_weight")["init_args"]["start"] == 3
+    assert slot(resolve(*RECIPE, *options, "--model.distillation_weight", "0.5"), "--model.distillation_weight") == 0.5
+
+
+def test_what_is_replaced_in_jsonargparse_exists() -> None:
+    """The doors of jsonargparse that `uniflow.cli.swap` goes through; if one moves, swaps would keep old arguments."""
+    from uniflow.cli import swap
+
+    assert _typehints.discard_init_args_on_class_path_change is swap._discard
+    assert _typehints.ActionTypeHint.__call__ is swap._call
+    assert _typehints.ActionTypeHint._check_type is swap._check_type
