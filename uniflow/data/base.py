@@ -164,13 +164,24 @@ class ImageDataModule(LightningDataModule, ABC):
         batches = _Batches(dataset, self.collate, self.world_size)
         return self._loader(batches, sampler=sampler, batch_size=None)
 
-    def _loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
-        kwargs.setdefault("collate_fn", None if kwargs.get("batch_size") is None else self.collate)
-        return ResumableDataLoader(
+    def _loader(
+        self,
+        dataset: Dataset,
+        loader: type[DataLoader] | None = None,
+        *,
+        batch_size: int | None,
+        num_workers: int | None = None,
+        **kwargs: Any,
+    ) -> DataLoader:
+        """A loader with this module's settings; a dataset read with `batch_size` None gives whole batches."""
+        workers = self.num_workers if num_workers is None else num_workers
+        return (loader or ResumableDataLoader)(
             dataset,
-            num_workers=kwargs.pop("num_workers", self.num_workers),
+            batch_size=batch_size,
+            collate_fn=None if batch_size is None else self.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=kwargs.pop("persistent_workers", self.num_workers > 0),
             **kwargs,
         )
 

@@ -79,7 +79,7 @@ class ImageFolder(ImageDataModule):
 
     def make_dataset(self, split: str) -> ImageFiles:
         """The images of `split`."""
-        folder, names = self._splits()[split]
+        folder, names = self.split_files()[split]
         if not names:
             raise ValueError(self._empty(split, folder))
         classes = [_class(name) for name in names] if self.class_names is not None else None
@@ -88,7 +88,7 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
         return ImageFiles(self, split, folder, names, classes)
 
-    def _splits(self) -> dict[str, tuple[Path, list[str]]]:
+    def split_files(self) -> dict[str, tuple[Path, list[str]]]:
         """Folder and sorted relative names of each split's files; sets `class_names`."""
         if self._files is not None:
             return self._files
@@ -132,7 +132,7 @@ class ImageFolder(ImageDataModule):
         return classes if (found if self.labels is None else self.labels) else None
 
     def _empty(self, split: str, folder: Path) -> str:
-        anything = any(names for _, names in self._splits().values())
+        anything = any(names for _, names in self.split_files().values())
         if anything and split in self.fractions and split not in self._folders():
             return (
                 f"ImageFolder: no image of {folder} falls into the {split} split; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
@@ -78,15 +78,31 @@ class EvaluationSampler(DistributedSampler[list[int]]):
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, batch_size: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
         total = len(dataset)  # type: ignore[arg-type]
-        if 0 < total < num_replicas:
-            raise ValueError(f"{total} evaluation images cannot be shared by {num_replicas} processes; use fewer")
-        most = -(-total // num_replicas)
-        self.num_batches = min(-(-most // batch_size), total // num_replicas)
+        self.sizes = batch_sizes(total, rank, num_replicas, batch_size)
         self.indices = range(rank, total, num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        bounds = [len(self.indices) * k // max(1, self.num_batches) for k in range(self.num_batches + 1)]
-        return ([*self.indices[a:b]] for a, b in pairwise(bounds))
+        own = iter(self.indices)
+        return (list(islice(own, size)) for size in self.sizes)
 
     def __len__(self) -> int:
-        return self.num_batches
+        return len(self.sizes)
+
+
+def batch_sizes(total: int, rank: int, world_size: int, batch_size: int) -> list[int]:
+    """How one rank's share of `total` samples is cut into batches: as many batches on every rank, of nearly equal size.
+
+    Args:
+        total: samples of all ranks, of which rank r has the numbers r, r + world_size, ...
+        rank: this process.
+        world_size: number of processes.
+        batch_size: the size that is exceeded only where a rank with one sample more has no other place for it.
+
+    Raises:
+        ValueError: if there are fewer samples than ranks.
+    """
+    if 0 < total < world_size:
+        raise ValueError(f"{total} evaluation images cannot be shared by {world_size} processes; use fewer")
+    batches = min(-(-total // (world_size * batch_size)), total // world_size)
+    own = len(range(rank, total, world_size))
+    return [b - a for a, b in pairwise(own * k // max(1, batches) for k in range(batches + 1))]

@@ -1,0 +1,198 @@
+"""Streams of samples from WebDataset shards (tar files), each a function of (seed, epoch, process, worker)."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+import webdataset as wds
+from torch.utils.data import IterableDataset, get_worker_info
+
+from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.sampler import batch_sizes, mix_seed
+from uniflow.data.skipped import SkipLog
+from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+
+RawSample = dict[str, Any]
+
+
+class ShardReader:
+    """Reads one split's samples: raw from a tar file, and as a dict with "image" and, with classes, "label"."""
+
+    def __init__(self, split: str, num_classes: int | None, skip_log: SkipLog) -> None:
+        self.split, self.num_classes, self.skip_log = split, num_classes, skip_log
+
+    def raw(self, url: str, strict: bool) -> Iterator[RawSample]:
+        """The undecoded samples of one shard. A broken shard ends early and is recorded, or raises if `strict`."""
+        try:
+            yield from wds.tarfile_to_samples()([{"url": url}])
+        except Exception as error:  # tarfile, curl and the cloud clients each have errors of their own
+            reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+            if strict:
+                raise RuntimeError(f"the {self.split} shard {url} is broken ({reason})") from error
+            self.skip_log.add(self.split, url, f"broken shard, the rest of it is skipped: {reason}")
+
+    def decode(self, raw: RawSample, min_side: int | None = None) -> dict[str, Any] | None:
+        """The sample with its whole image, uint8 (3, H, W); None, and a line in the skip log, if it is unreadable."""
+        name = f"{raw['__url__']}:{raw['__key__']}"
+        try:
+            sample: dict[str, Any] = {"image": read_image(self._image(raw, name), name, min_side)}
+            if self.num_classes is not None:
+                sample["label"] = self._label(raw, name, self.num_classes)
+            return sample
+        except ImageReadError as error:
+            self.skip_log.add(self.split, name, error.reason)
+            return None
+
+    def _image(self, raw: RawSample, name: str) -> bytes:
+        for key, value in raw.items():
+            if "." + key.rsplit(".", 1)[-1].lower() in EXTENSIONS:
+                return value
+        raise ImageReadError(name, f"no image among {sorted(k for k in raw if not k.startswith('__'))}")
+
+    def _label(self, raw: RawSample, name: str, num_classes: int) -> int:
+        try:
+            label = int(raw["cls"]) if "cls" in raw else int(json.loads(raw["json"])["label"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageReadError(name, "no integer label in .cls or in .json under 'label'") from error
+        if not 0 <= label < num_classes:
+            raise ImageReadError(name, f"label {label} is not in 0 ... {num_classes - 1}")
+        return label
+
+
+class TrainShards(IterableDataset):
+    """Training samples without end, of which one process takes `batches` batches an epoch.
+
+    Each worker is a lane: it draws its own shards, shuffles their samples in a buffer, and gives every
+    `lanes`-th batch. What a lane gives is a function of (seed, epoch, rank, lane), so that it can start anywhere in
+    an epoch: the samples before are read from the shards, but not decoded. An unreadable sample's slot is filled
+    with the next readable one.
+
+    Attributes:
+        position: int64 (2,) in shared memory: the epoch, and the batches of it to leave out. Set before iterating.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        urls: list[str],
+        crop: RandomResizedCrop,
+        *,
+        batches: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        resample: bool,
+        shuffle_buffer: int,
+    ) -> None:
+        self.reader, self.urls, self.crop = reader, urls, crop
+        self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
+        self.seed, self.resample, self.shuffle_buffer = seed, resample, shuffle_buffer
+        # Shared, because workers that live on from epoch to epoch hold copies of everything else.
+        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        lanes = worker.num_workers if worker else 1
+        epoch, start = self.position.tolist()
+        # The loader asks its workers in turn from number 0 on: this turns them to where the epoch was left.
+        lane = ((worker.id if worker else 0) + start) % lanes
+        first, last = (len(range(lane, batches, lanes)) * self.batch_size for batches in (start, self.batches))
+        return self._samples(epoch, lane, lanes, first, last)
+
+    def _samples(self, epoch: int, lane: int, lanes: int, first: int, last: int) -> Iterator[dict[str, Any]]:
+        """The samples for the slots `first` to `last` of a lane."""
+        waiting: list[int] = []
+        stream = enumerate(self._raw(epoch, lane, lanes)) if first < last else iter(())
+        for slot, raw in islice(stream, first, None):
+            if slot < last:
+                waiting.append(slot)
+            sample = self.reader.decode(raw, self.crop.min_side)
+            if sample is None:
+                if slot >= last + 1000 or len(waiting) > 1000:
+                    raise RuntimeError("1000 training samples in a row cannot be read; see the skip log")
+                continue
+            for place in waiting:
+                seed = mix_seed(self.seed, epoch, self.rank, lane, place)
+                yield {**sample, "image": self.crop(sample["image"], torch.Generator().manual_seed(seed))}
+            waiting.clear()
+            if slot >= last - 1:
+                return
+
+    def _raw(self, epoch: int, lane: int, lanes: int) -> Iterator[RawSample]:
+        """The lane's undecoded, shuffled samples: pass after pass over shards."""
+        for number in count():
+            seed = mix_seed(self.seed, epoch, self.rank, lane, number)
+            shards = self._shards(epoch, number, lane, lanes, seed)
+            samples = chain.from_iterable(self.reader.raw(url, strict=False) for url in shards)
+            if self.shuffle_buffer > 1:
+                buffer = {"bufsize": self.shuffle_buffer, "initial": self.shuffle_buffer}
+                samples = wds.shuffle(**buffer, rng=random.Random(seed))(samples)
+            sample = None
+            for sample in samples:
+                yield sample
+            if sample is None:
+                raise RuntimeError(f"not one sample in the {len(shards)} training shards {shards[0]} ...")
+
+    def _shards(self, epoch: int, number: int, lane: int, lanes: int, seed: int) -> list[str]:
+        if self.resample:
+            source = wds.ResampledShards(
+                self.urls, nshards=len(self.urls), deterministic=True, seed=seed, worker_seed=lambda: 0
+            )
+            return [shard["url"] for shard in source]
+        # Split by node, then by worker: all lanes shuffle alike and take every n-th.
+        urls = list(self.urls)
+        random.Random(mix_seed(self.seed, epoch, number)).shuffle(urls)
+        return urls[self.rank :: self.world_size][lane::lanes]
+
+
+class EvaluationShards(IterableDataset):
+    """Every sample of the shards exactly once over all processes, in batches; unreadable ones are left out.
+
+    Workers share out the shards. With several processes each reads them all and keeps every `world_size`-th sample,
+    and all have the same number of batches, so that none waits for another in a collective; for that the number of
+    samples in each shard has to be known.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        urls: list[str],
+        crop: CenterCrop,
+        collate: Any,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        counts: list[int] | None,
+    ) -> None:
+        if world_size > 1 and counts is None:
+            raise ValueError(
+                f"evaluation by {world_size} processes needs the number of samples in each shard; "
+                "use local shards, which are counted, or one process"
+            )
+        self.reader, self.urls, self.crop, self.collate = reader, urls, crop, collate
+        self.batch_size, self.rank, self.world_size, self.counts = batch_size, rank, world_size, counts
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        lane, lanes = (worker.id, worker.num_workers) if worker else (0, 1)
+        raw = chain.from_iterable(self.reader.raw(url, strict=True) for url in self.urls[lane::lanes])
+        if self.world_size == 1:
+            groups = iter(lambda: list(islice(raw, self.batch_size)), [])
+        else:
+            assert self.counts is not None
+            mine = islice(raw, self.rank, None, self.world_size)
+            sizes = batch_sizes(sum(self.counts[lane::lanes]), self.rank, self.world_size, self.batch_size)
+            groups = (list(islice(mine, size)) for size in sizes)
+        for group in groups:
+            samples = [sample for sample in map(self.reader.decode, group) if sample is not None]
+            if samples:
+                yield self.collate([{**sample, "image": self.crop(sample["image"])} for sample in samples])
+            elif self.world_size > 1:
+                raise RuntimeError(f"none of {len(group)} {self.reader.split} samples in a row can be read")

@@ -1,0 +1,260 @@
+"""The data module for WebDataset shards, local or remote."""
+
+from __future__ import annotations
+
+import glob
+import json
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import tensor
+from torch.utils.data import DataLoader, IterableDataset
+from webdataset.shardlists import expand_urls
+
+from uniflow.data.base import ImageDataModule, ResumableDataLoader
+from uniflow.data.shards import EvaluationShards, ShardReader, TrainShards
+from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+
+INDEX = "index.json"
+
+
+class WebDataset(ImageDataModule):
+    """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
+
+    A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
+    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read from beside local ones.
+
+    An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
+    any number of processes and workers can share any number of shards; without it the shards are shuffled and dealt
+    out, and a worker that runs out of samples before the epoch ends begins its shards again.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str],
+        val: str | list[str],
+        test: str | list[str],
+        size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.5,
+        center_crop: float = 0.875,
+        epoch_length: int | None = None,
+        resample: bool = True,
+        shuffle_buffer: int = 1000,
+        num_classes: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            train: the training shards: a path or url with braces, as in "data/train-{000000..000099}.tar", a local
+                pattern, as in "data/train-*.tar", or a list of these.
+            val: the validation shards, likewise.
+            test: the test shards, likewise.
+            size: side of the images served, in pixels.
+            scale: share of a training image's area that a random crop keeps, least and largest.
+            ratio: width / height of a random crop, least and largest.
+            flip: probability of a mirror image in training.
+            center_crop: share of the short side that evaluation keeps.
+            epoch_length: training samples an epoch, over all processes; by default the number in `index.json`.
+            resample: draw shards with replacement.
+            shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
+            num_classes: number of classes; by default those of `index.json`, and no labels without it.
+            batch_size: images a batch and process.
+            num_workers: worker processes a loader; fewer where there are fewer shards.
+            seed: the seed of order and augmentation.
+
+        Raises:
+            ValueError: if a setting is out of range; in `setup`, if a local shard is missing or a number is unknown.
+        """
+        super().__init__(batch_size, num_workers, seed)
+        for name, value in (("epoch_length", epoch_length), ("num_classes", num_classes)):
+            if value is not None and value < 1:
+                raise ValueError(f"WebDataset: {name} must be at least 1, not {value}")
+        self.sources = {"train": train, "val": val, "test": test}
+        self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
+        self.num_classes = num_classes
+        self.train_crop = RandomResizedCrop(size, scale, ratio, flip)
+        self.eval_crop = CenterCrop(size, center_crop)
+        self._first: tuple[int, int] | None = None
+        self._epoch = -1
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the shards of all splits and, from their index, the classes and the length of an epoch."""
+        self.urls = {split: shard_urls(source, split) for split, source in self.sources.items()}
+        index = read_index(self.urls["train"][0])
+        names = index.get("class_names")
+        if self.num_classes is not None:
+            if names is not None and len(names) != self.num_classes:
+                raise ValueError(f"WebDataset: num_classes is {self.num_classes}, but {INDEX} names {len(names)}")
+            names = names or [str(i) for i in range(self.num_classes)]
+        self.class_names = names
+        super().setup(stage)
+
+    def make_dataset(self, split: str) -> IterableDataset:
+        """The stream of `split`'s samples, for this process."""
+        classes = len(self.class_names) if self.class_names is not None else None
+        reader, urls = ShardReader(split, classes, self.skip_log), self.urls[split]
+        process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
+        if split != "train":
+            counts = shard_counts(urls) if self.world_size > 1 else None
+            return EvaluationShards(reader, urls, self.eval_crop, self.collate, counts=counts, **process)
+        if not self.resample and len(urls) < self.world_size:
+            raise ValueError(
+                f"WebDataset: {len(urls)} training shards cannot be dealt to {self.world_size} processes; "
+                "set resample to true or cut the data into more shards"
+            )
+        return TrainShards(
+            reader, urls, self.train_crop, batches=self._batches(), seed=self.seed, resample=self.resample,
+            shuffle_buffer=self.shuffle_buffer, **process,
+        )  # fmt: skip
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of equal size, `epoch_length` samples an epoch; what does not fill a batch is left out."""
+        dataset: Any = self._dataset("train")
+        self._first = self._start()
+        workers = self.num_workers
+        if not self.resample:
+            workers = self._workers("train", len(dataset.urls) // self.world_size)
+        # Lightning's warning does not concern us: the length is that of all workers together.
+        warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
+        loader = self._loader(dataset, ShardLoader, num_workers=workers, batch_size=self.batch_size)
+        assert isinstance(loader, ShardLoader)
+        loader.next_position = self._next_position
+        return loader
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        dataset: Any = self._dataset(split)
+        workers = self._workers(split, len(dataset.urls))
+        if dataset.counts is not None:
+            # Each worker shares its shards' samples among the processes, so it needs one for each.
+            while workers > 1 and min(sum(dataset.counts[w::workers]) for w in range(workers)) < self.world_size:
+                workers -= 1
+        return self._loader(dataset, num_workers=workers, batch_size=None)
+
+    def _workers(self, split: str, shards: int) -> int:
+        if self.num_workers > shards:
+            rank_zero_warn(
+                f"WebDataset: {shards} {split} shards a process feed {shards} workers, not {self.num_workers}"
+            )
+        return min(self.num_workers, shards)
+
+    def _batches(self) -> int:
+        length = self.epoch_length
+        if length is None:
+            counts = shard_counts(self.urls["train"], scan=False)
+            if counts is None:
+                raise ValueError(
+                    f"WebDataset: set epoch_length, the training samples an epoch; there is no {INDEX} beside "
+                    f"{self.urls['train'][0]} that tells it"
+                )
+            length = sum(counts)
+        batches = length // (self.batch_size * self.world_size)
+        if batches < 1:
+            raise ValueError(
+                f"WebDataset: {length} samples an epoch do not fill a batch of {self.batch_size} on each of "
+                f"{self.world_size} processes; lower batch_size or raise epoch_length"
+            )
+        return batches
+
+    def _settings(self) -> dict[str, int]:
+        return {**super()._settings(), "num_workers": self.num_workers}
+
+    def _next_position(self) -> tuple[int, int]:
+        """(epoch, batches to leave out) of the pass over the training loader that begins now."""
+        if self._first is not None:
+            position, self._first = self._first, None
+        elif self.trainer is not None:
+            epochs: Any = self.trainer.fit_loop.epoch_progress.current
+            position = (epochs.processed, 0)
+        else:
+            position = (self._epoch + 1, 0)
+        self._epoch = position[0]
+        return position
+
+
+class ShardLoader(ResumableDataLoader):
+    """The training loader: tells its workers where to begin, and knows the length of a whole epoch."""
+
+    next_position: Callable[[], tuple[int, int]]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        dataset: Any = self.dataset
+        dataset.position.copy_(tensor(self.next_position()))
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        dataset: Any = self.dataset
+        return dataset.batches
+
+
+def shard_urls(source: str | list[str], split: str) -> list[str]:
+    """The paths and urls that `source` stands for: braces expanded, local patterns listed in sorted order.
+
+    Raises:
+        ValueError: if there are none, or a local one is missing.
+    """
+    urls: list[str] = []
+    for pattern in [source] if isinstance(source, str) else source:
+        for url in expand_urls(str(pattern)):
+            urls += sorted(glob.glob(url)) or [url] if _is_local(url) and glob.has_magic(url) else [url]
+    missing = [url for url in urls if _is_local(url) and not _local(url).is_file()]
+    if missing:
+        raise ValueError(f"WebDataset: the {split} shard {missing[0]} does not exist ({len(missing)} are missing)")
+    if not urls:
+        raise ValueError(f"WebDataset: no {split} shards are given")
+    return urls
+
+
+def read_index(url: str) -> dict[str, Any]:
+    """The `index.json` beside a local shard; empty if there is none or the shard is remote.
+
+    Raises:
+        ValueError: if the file is no JSON object.
+    """
+    path = _local(url).parent / INDEX
+    if not _is_local(url) or not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"WebDataset: {path} is not valid JSON ({error})") from error
+    if not isinstance(index, dict):
+        raise ValueError(f"WebDataset: {path} should hold a JSON object, as `uniflow pack` writes it")
+    return index
+
+
+def shard_counts(urls: list[str], scan: bool = True) -> list[int] | None:
+    """How many samples each shard holds, by the index or, with `scan`, by reading a local shard's table of contents.
+
+    Returns:
+        One number a shard, or None if any of them is unknown.
+    """
+    indices: dict[Path, dict[str, int]] = {}
+    counts = []
+    for url in urls:
+        folder = _local(url).parent
+        if folder not in indices:
+            indices[folder] = read_index(url).get("shards", {})
+        number = indices[folder].get(_local(url).name)
+        if number is None and scan and _is_local(url):
+            with tarfile.open(_local(url)) as tar:
+                number = len({Path(m.name).parent / Path(m.name).name.split(".", 1)[0] for m in tar if m.isfile()})
+        if number is None:
+            return None
+        counts.append(number)
+    return counts
+
+
+def _is_local(url: str) -> bool:
+    return ":" not in url or url.startswith("file:") or (len(url) > 1 and url[1] == ":")
+
+
+def _local(url: str) -> Path:
+    return Path(url.removeprefix("file://").removeprefix("file:"))
