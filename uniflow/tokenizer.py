@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -176,6 +177,8 @@ class Tokenizer(nn.Module):
         # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
         save_file(tensors, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
         (directory / f".{CONFIG_NAME}").write_text(json.dumps(self.config(), indent=2) + "\n")
+        # safetensors makes files that only their owner can read; others get the rights that any new file has.
+        shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
         for name in (WEIGHTS_NAME, CONFIG_NAME):
             os.replace(directory / f".{name}", directory / name)
 

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
@@ -40,7 +42,7 @@ def linear_probe(
     x, x_test = train_features.double(), test_features.double()
     mean, std = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-6)
     x, x_test = (x - mean) / std, (x_test - mean) / std
-    y = train_labels.long()
+    y = train_labels.long().clone()  # labels from a test loop are inference tensors, which autograd refuses
     classes = int(max(int(y.max()), int(test_labels.max()))) + 1
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
@@ -52,7 +54,6 @@ def linear_probe(
         loss.backward()
         return loss
 
-    with torch.enable_grad(), torch.inference_mode(False):
-        optimizer.step(closure)
+    optimizer.step(closure)
     predicted = F.linear(x_test, weight.detach(), bias.detach()).argmax(dim=1)
     return float((predicted == test_labels.to(predicted.device)).double().mean())

@@ -12,8 +12,8 @@ from torch import nn
 class FusedAdamW(torch.optim.AdamW):
     """`torch.optim.AdamW`, fused wherever the parameters' device has a fused step.
 
-    Under 16-mixed (float16 with a gradient scaler) Lightning refuses to clip gradients of a fused optimizer: use
-    bf16-mixed, or `torch.optim.AdamW`.
+    Unlike a plain fused optimizer it leaves the unscaling of float16 gradients to the scaler, so that gradients can be
+    clipped under mixed precision.
 
     Args:
         params: parameters or parameter groups.
@@ -35,6 +35,7 @@ class FusedAdamW(torch.optim.AdamW):
         tensors = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
         fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") and p.is_floating_point() for p in tensors)
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+        self._step_supports_amp_scaling = False  # else Lightning refuses to clip under any mixed precision
 
 
 def parameter_groups(module: nn.Module, multiplier: Callable[[str], float]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from uniflow.distill import (
     tokens_to_match,
 )
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.metrics import patch_means, psnr, ssim
+from uniflow.metrics import Averages, patch_means, psnr, ssim
 from uniflow.specs import EncoderSpec, LatentSpec
 from uniflow.tasks.base import OptimizerFactory, Task, step_seed, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
@@ -81,6 +81,7 @@ class TokenizerTask(Task):
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.eval_steps = tuple(eval_steps)
+        self._averages = Averages()
 
     def build(self) -> None:
         make_encoder, make_bottleneck, make_decoder = self._factories
@@ -126,7 +127,8 @@ class TokenizerTask(Task):
         weights = self.weighting(everywhere, self.progress)
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
         if every and (self.global_step + 1) % every == 0:
-            self._log_layers({"distance": everywhere, "weight": weights}, "layers")
+            self.log_dict({f"layers/distance_{name}": value for name, value in self._by_layer(everywhere)})
+            self.log_dict({f"layers/weight_{name}": value for name, value in self._by_layer(weights)})
         return (weights.to(distances.dtype) * distances).sum()
 
     def distances(self, student: EncoderOutput, teacher: EncoderOutput) -> Tensor:
@@ -140,33 +142,43 @@ class TokenizerTask(Task):
         return any(p.requires_grad for p in self.tokenizer.encoder.parameters())
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "val")
+        self._evaluate(batch, batch_idx)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx, "test")
+        self._evaluate(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Latents of the batch, with its labels if it has any."""
         result = {"latents": self.tokenizer.encode(batch["image"])}
         return result | {key: batch[key] for key in ("label",) if key in batch}
 
-    def _evaluate(self, batch: dict[str, Any], batch_idx: int, stage: str) -> None:
+    def on_validation_epoch_end(self) -> None:
+        self._log_averages("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_averages("test")
+
+    def _evaluate(self, batch: dict[str, Any], batch_idx: int) -> None:
         images = batch["image"]
         originals = to_unit_range(images)
         student = self.tokenizer.encoder(images)
         latents, _ = self.tokenizer.bottleneck(student.feature_map())
-        results: dict[str, Tensor] = {}
         for steps, reconstruction in self.decodings(latents, batch_idx):
             suffix = "" if steps == self.eval_steps[0] else f"_steps{steps}"
-            results[f"psnr{suffix}"] = psnr(reconstruction, originals).mean()
-            results[f"ssim{suffix}"] = ssim(reconstruction, originals).mean()
+            self._averages.update(f"psnr{suffix}", psnr(reconstruction, originals))
+            self._averages.update(f"ssim{suffix}", ssim(reconstruction, originals))
         # What the coarsest picture of the same grid reaches: each patch painted in its mean colour.
-        results["psnr_patch_mean"] = psnr(patch_means(originals, self.tokenizer.patch_size), originals).mean()
+        coarse = patch_means(originals, self.tokenizer.patch_size)
+        self._averages.update("psnr_patch_mean", psnr(coarse, originals))
         cosines = 1 - self.distances(student, self.teacher(images))
-        results["cosine"] = cosines.mean()
-        options: dict[str, Any] = {"batch_size": len(images), "on_epoch": True, "sync_dist": True}
-        self.log_dict({f"{stage}/{name}": value for name, value in results.items()}, **options)
-        self._log_layers({"cosine": cosines}, f"{stage}_layers", **options)
+        self._averages.update("cosine", cosines.mean(), count=len(images))
+        for name, cosine in self._by_layer(cosines):
+            self._averages.update(f"cosine_{name}", cosine, count=len(images))
+
+    def _log_averages(self, stage: str) -> None:
+        for name, value in self._averages.compute().items():
+            group = f"{stage}_layers" if name.startswith("cosine_") else stage
+            self.log(f"{group}/{name}", value, sync_dist=True)
 
     def decodings(self, latents: Tensor, batch_idx: int) -> Iterator[tuple[int, Tensor]]:
         """For each of `eval_steps` the number and the images in [0, 1]; the noise depends on seed, batch and rank."""
@@ -174,11 +186,10 @@ class TokenizerTask(Task):
             generator = torch.Generator(latents.device).manual_seed(step_seed(batch_idx, self.global_rank))
             yield steps, self.tokenizer.decode(latents, steps=steps, generator=generator).float()
 
-    def _log_layers(self, values: dict[str, Tensor], prefix: str, **kwargs: Any) -> None:
+    def _by_layer(self, values: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Each block's number, 1 = first, padded with zeros so that names sort, and its value."""
         digits = len(str(self.tokenizer.encoder.spec.num_layers))
-        for name, per_layer in values.items():
-            for layer, value in enumerate(per_layer, start=1):
-                self.log(f"{prefix}/{name}_{layer:0{digits}d}", value, **kwargs)
+        return ((f"{layer:0{digits}d}", value) for layer, value in enumerate(values, start=1))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What Tokenizer.from_pretrained needs to rebuild the model from the checkpoint alone.
