@@ -77,10 +77,10 @@ def test_no_overwriting_and_resuming(uniflow: Uniflow) -> None:
 
 def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow) -> None:
     run = fit(uniflow)
-    options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.encoder_lr_multiplier", "0.125")
+    options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.reconstruction_weight", "0.125")
     assert uniflow(*FIT, *options).code == 0
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["model"]["init_args"]["encoder_lr_multiplier"] == 0.125
+    assert saved["model"]["init_args"]["reconstruction_weight"] == 0.125
 
 
 def test_config_round_trip(uniflow: Uniflow) -> None:

@@ -149,6 +149,22 @@ def test_number_in_place_of_a_schedule(project: Path, resolve: Resolve) -> None:
     assert slot(resolve(*RECIPE, *options, "--model.distillation_weight", "0.5"), "--model.distillation_weight") == 0.5
 
 
+@pytest.mark.parametrize("word", ["null", "~"])
+def test_null_stays_null(project: Path, resolve: Resolve, word: str) -> None:
+    options = ["--model.encoder.weights", "pretrained", "--model.encoder.weights", word]
+    assert slot(resolve(*RECIPE, *options), "--model.encoder")["init_args"]["weights"] is None
+
+
+def test_values_two_levels_down(project: Path, resolve: Resolve) -> None:
+    """A mapping, a list and a number keep their types on the way."""
+    config = resolve(*RECIPE, "--model.weighting.beta", "{class_path: Linear, init_args: {start: 0.5, end: 2}}")
+    assert slot(config, "--model.weighting")["init_args"]["beta"]["init_args"] == {"start": 0.5, "end": 2.0}
+    config = resolve(*RECIPE, "--model.weighting.beta", "Linear", "--model.weighting.beta.end", "1e-3")
+    assert slot(config, "--model.weighting")["init_args"]["beta"]["init_args"]["end"] == 1e-3
+    config = resolve(*RECIPE, "--model.decoder.pixel_mean", "[0.25, 0.5, 0.75]")
+    assert slot(config, "--model.decoder")["init_args"]["pixel_mean"] == [0.25, 0.5, 0.75]
+
+
 def test_what_is_replaced_in_jsonargparse_exists() -> None:
     """The doors of jsonargparse that `uniflow.cli.swap` goes through; if one moves, swaps would keep old arguments."""
     from uniflow.cli import swap
@@ -156,3 +172,4 @@ def test_what_is_replaced_in_jsonargparse_exists() -> None:
     assert _typehints.discard_init_args_on_class_path_change is swap._discard
     assert _typehints.ActionTypeHint.__call__ is swap._call
     assert _typehints.ActionTypeHint._check_type is swap._check_type
+    assert _typehints.parse_value_or_config is swap._parse_value

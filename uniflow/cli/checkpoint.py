@@ -6,6 +6,10 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import WarningCache
+from torch import Tensor
+
+warning_cache = WarningCache()
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -53,19 +57,32 @@ class BestCheckpoint(RunCheckpoint):
     """Writes RUN/best.ckpt whenever a validation improves on the best so far.
 
     Args:
-        monitor: the logged metric to compare.
+        monitor: the logged metric to compare. None is val/psnr, the higher the better, where the task logs that;
+            else no file is written, and a line says so.
         mode: whether less or more of it is better.
         save_weights_only: leave out the optimizer's state.
+
+    Raises:
+        MisconfigurationException: after the first validation, if the metric that was given is not logged.
     """
 
     def __init__(
-        self, monitor: str = "val/psnr", mode: Literal["min", "max"] = "max", save_weights_only: bool = False
+        self, monitor: str | None = None, mode: Literal["min", "max"] = "max", save_weights_only: bool = False
     ) -> None:
+        self._optional = monitor is None
         super().__init__(
             filename="best",
-            monitor=monitor,
+            monitor=monitor or "val/psnr",
             mode=mode,
             save_weights_only=save_weights_only,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self._optional and self.monitor not in monitor_candidates:
+            warning_cache.info(
+                f"no {self.monitor} is logged, so no best.ckpt: name a metric with best_checkpoint.monitor"
+            )
+            return
+        super()._save_topk_checkpoint(trainer, monitor_candidates)

@@ -128,6 +128,10 @@ def _default_name() -> str:
     name = os.environ.get("UNIFLOW_RUN") if "LOCAL_RANK" in os.environ else None
     if name is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes were started: name the folder that they share, --run NAME")
-    name = name or str(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if name is None:
+        name = base = str(Path("runs") / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        number = 2
+        while Path(name).exists():  # a run that was started within the same second
+            name, number = f"{base}-{number}", number + 1
     os.environ["UNIFLOW_RUN"] = name
     return name

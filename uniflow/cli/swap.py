@@ -7,7 +7,9 @@ optimizers, data modules and callbacks alike:
 - another class, or a component file (even of the same class), starts the slot afresh;
 - arguments without a class, and the same class named again, change only what they name.
 
-Three functions of jsonargparse are wrapped for that; `tests/cli/test_swap.py` guards each of them.
+And `null` stays null: in an argument of a part it arrived as the text "None".
+
+Four functions of jsonargparse are wrapped for that; `tests/cli/test_swap.py` guards each of them.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace, _typehints
-from jsonargparse._typehints import ActionTypeHint
+from jsonargparse._typehints import ActionTypeHint, NestedArg
 
 from uniflow.cli.candidates import class_problem
 
@@ -26,6 +28,7 @@ COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
 
 _original_call = ActionTypeHint.__call__
 _original_check_type = ActionTypeHint._check_type
+_original_parse_value = _typehints.parse_value_or_config
 
 
 def install() -> None:
@@ -33,6 +36,7 @@ def install() -> None:
     _typehints.discard_init_args_on_class_path_change = _discard
     ActionTypeHint.__call__ = _call  # type: ignore[method-assign]
     ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]
+    _typehints.parse_value_or_config = _parse_value
 
 
 def _discard(parser_or_action: Any, previous: Any, value: Any) -> None:
@@ -72,6 +76,14 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         if problem is None:
             raise
         raise TypeError(f'Parser key "{self.dest}": {problem}') from error
+
+
+def _parse_value(value: Any, *args: Any, **kwargs: Any) -> Any:
+    """The value of an option two or more levels down, which jsonargparse formats again for the parser of each level."""
+    parsed, path = _original_parse_value(value, *args, **kwargs)
+    if isinstance(parsed, NestedArg) and "." in parsed.key and not isinstance(parsed.val, str):
+        parsed = NestedArg(key=parsed.key, val=json.dumps(parsed.val))
+    return parsed, path
 
 
 def read_component(value: Any) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
     positional = _add_positionals(parser, function)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=False)
     config = parser.parse_args(args)
-    values = parser.instantiate_classes(config).as_dict()
+    values = parser.instantiate(config).as_dict()
     leading = [item for key in positional for item in _values(values.pop(key), key, function)]
     with user_errors():
         result = function(*leading, **values)

@@ -1,0 +1,75 @@
+"""The installed command: what only a process of its own can show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uniflow.cli import RUNS, TOOLS, main
+from uniflow.version import __version__
+
+SCRIPT = Path(sys.executable).parent / "uniflow"
+
+
+def test_user_module_in_the_current_directory(project: Path) -> None:
+    """`--model.decoder my_pkg.MyDecoder --model.decoder.width 512`, as the README has it."""
+    command = [
+        SCRIPT,
+        "fit",
+        "-c",
+        "recipe.yaml",
+        "--model.decoder",
+        "my_pkg.MyDecoder",
+        "--model.decoder.width",
+        "512",
+    ]
+    result = subprocess.run([*command, "--run", "runs/mine"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    saved = (project / "runs/mine/config.yaml").read_text()
+    assert "my_pkg.MyDecoder" in saved
+    assert "width: 512" in saved
+    assert "flow_depth" not in saved
+
+
+def test_error_is_one_line(project: Path) -> None:
+    command = [SCRIPT, "fit", "-c", "recipe.yaml", "--model.decoder", "my_pkg.RefusingDecoder", "--run", "runs/mine"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "uniflow: error: width must be a multiple of 7, not 8"
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = f"import sys; from uniflow.cli import main; main({arguments!r}); sys.exit('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, text in [*RUNS.items(), *((name, text) for name, (_, text) in TOOLS.items())]:
+        assert any(line.split(maxsplit=1) == [name, text] for line in out.splitlines())
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_help_of_fit(uniflow) -> None:
+    """Names that people rely on."""
+    out = uniflow("fit", "--help").out
+    for name in (
+        "--run",
+        "--model",
+        "--data",
+        "--trainer.max_steps",
+        "--ckpt_path",
+        "--checkpoint",
+        "--ema",
+        "--images",
+    ):
+        assert name in out

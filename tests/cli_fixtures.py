@@ -1,0 +1,206 @@
+"""Fixtures of the tests of the command line: `uniflow` in this process, and any recipe at tiny size."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch  # noqa: F401  # its loggers, before any test
+import numpy as np
+import pytest
+import webdataset
+from jsonargparse import Namespace
+from PIL import Image
+
+from uniflow.cli import main
+
+PROJECT = Path(__file__).parent / "cli" / "project"
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that an error may write, with nothing but Lightning's notes around it."""
+        lines = [line for line in self.err.splitlines() if line.startswith("uniflow: error: ")]
+        assert len(lines) == 1, self.err
+        assert "Traceback" not in self.err
+        assert "usage:" not in self.err + self.out
+        assert self.code == 2
+        return lines[0].removeprefix("uniflow: error: ")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with a user's own parts and a tiny recipe."""
+    for file in PROJECT.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("UNIFLOW_DEBUG", "UNIFLOW_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    interrupt = signal.getsignal(signal.SIGINT)
+    yield tmp_path
+    signal.signal(signal.SIGINT, interrupt)  # Lightning ignores it after an interrupt
+
+
+@pytest.fixture
+def uniflow(project: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    def call(*args: str) -> Result:
+        capfd.readouterr()
+        for name in ("lightning.pytorch", "lightning.fabric"):  # they hold on to the stderr of the first import
+            for handler in logging.getLogger(name).handlers:
+                if type(handler) is logging.StreamHandler:
+                    handler.stream = sys.stderr
+        try:
+            code = main(list(args))
+        except SystemExit as exit_:  # argparse leaves this way after --help and --print_config
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+class _Parsed(Exception):
+    pass
+
+
+@pytest.fixture(scope="session")
+def fit_parser() -> Any:
+    """The parser of `uniflow fit`."""
+    from uniflow.cli import app, swap
+
+    class ParserOnly(app.UniflowCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            raise _Parsed(parser)
+
+    swap.install()
+    for package in app.PACKAGES:
+        importlib.import_module(package)
+    with pytest.raises(_Parsed) as caught:
+        ParserOnly("fit", [])
+    return caught.value.args[0]
+
+
+@pytest.fixture
+def resolve(fit_parser: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Options of `uniflow fit` -> the configuration that they amount to."""
+
+    def call(*args: str) -> dict[str, Any]:
+        monkeypatch.syspath_prepend(str(Path.cwd()))
+        return _plain(fit_parser.parse_args(["fit", *args]).fit)
+
+    return call
+
+
+def _plain(value: Any) -> Any:
+    """Nested dicts, without the paths that jsonargparse remembers and without the list of config files."""
+    if isinstance(value, Namespace):
+        return {k: _plain(v) for k, v in vars(value).items() if k not in ("__path__", "config")}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k != "__path__"}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+# Part or data module -> what makes it tiny; only what its class takes is used.
+TINY = {
+    "model.encoder": {"weights": None, "embed_dim": 16, "depth": 2, "num_heads": 2, "gradient_checkpointing": False},
+    "model.decoder": {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "head_depth": 1},
+    "data": {
+        "train_length": 8,
+        "val_length": 4,
+        "test_length": 4,
+        "epoch_length": 8,
+        "batch_size": 2,
+        "num_workers": 0,
+        "shuffle_buffer": 2,
+    },
+}
+TINY_TRAINER = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "max_steps": 2,
+    "max_epochs": -1,
+    "max_time": None,
+    "accumulate_grad_batches": 1,
+    "limit_val_batches": 1,
+    "limit_test_batches": 1,
+    "val_check_interval": 2,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+
+
+def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
+    """Options that make a resolved configuration of `uniflow fit` run for two steps on a CPU, offline.
+
+    Args:
+        config: as `resolve` gives it.
+        given: the command line, whose own options stay.
+    """
+    values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
+    for slot, wanted in TINY.items():
+        node: Any = config
+        for name in slot.split("."):
+            node = node.get("init_args", {}).get(name, {}) if "class_path" in node else node.get(name, {})
+        taken = node.get("init_args") or {}
+        values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
+    stays = {word.removeprefix("--") for word in given.split()}
+    options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
+
+
+def write_photos(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), count: int = 4) -> Path:
+    """Small pictures of two classes in `folder`/SPLIT/CLASS."""
+    for split in splits:
+        for number in range(count):
+            path = folder / split / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ramp = np.linspace(0, 255, 256, dtype=np.uint8)
+            pixels = np.stack(
+                [np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256)), np.full((256, 256), number)], -1
+            )
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def write_shards(folder: Path) -> dict[str, str]:
+    """One shard of four pictures for each split: split -> path."""
+    photos = write_photos(folder / "for_shards")
+    paths = {}
+    for split in ("train", "val", "test"):
+        paths[split] = str(folder / f"{split}-000000.tar")
+        with webdataset.TarWriter(paths[split]) as shard:
+            for number, file in enumerate(sorted((photos / split).rglob("*.png"))):
+                shard.write({"__key__": f"{number:06d}", "png": file.read_bytes(), "cls": str(number % 2)})
+    return paths
+
+
+def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
+    """Options that point the data module of a resolved configuration at a source made in `folder`."""
+    name = config["data"]["class_path"].rpartition(".")[2]
+    if name == "ImageFolder":
+        return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
+    if name == "WebDataset":
+        paths = write_shards(folder)
+        return [word for split, path in paths.items() for word in (f"--data.{split}", path)]
+    return []

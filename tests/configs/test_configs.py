@@ -1,0 +1,87 @@
+"""Every YAML under configs/ is found by glob, says what it is, parses, and, if it is a recipe, trains and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cli_fixtures import REPOSITORY, tiny_options, tiny_source
+
+CONFIGS = REPOSITORY / "configs"
+# Folder of component files -> the slot that takes them.
+SLOTS = {
+    "encoders": "model.encoder",
+    "bottlenecks": "model.bottleneck",
+    "decoders": "model.decoder",
+    "weightings": "model.weighting",
+    "data": "data",
+}
+FILES = sorted(CONFIGS.rglob("*.y*ml"))
+COMPONENTS = [file for file in FILES if file.parent.name in SLOTS]
+RECIPES = [file for file in FILES if file.parent in (CONFIGS, CONFIGS / "recipes")]
+Resolve = Callable[..., dict[str, Any]]
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(CONFIGS))
+
+
+def test_every_file_is_of_a_known_kind() -> None:
+    assert FILES
+    assert sorted(COMPONENTS + RECIPES) == FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_header(file: Path) -> None:
+    """What it is, where it comes from, how it is run, and what came out."""
+    header = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").strip())
+    text = "\n".join(header)
+    assert header[0]
+    assert "Source:" in text
+    assert "Result:" in text
+    assert "Hardware:" in text or file in COMPONENTS
+    (command,) = [line.partition(": ")[2] for line in header if line.startswith(("Command:", "Use:"))]
+    assert command.startswith(("uniflow ", "make "))
+    if file not in COMPONENTS:
+        assert name(file) in command or command.startswith("make ")
+    for word in command.split():
+        if word.startswith("configs/"):
+            assert (REPOSITORY / word).is_file(), f"the header names {word}"
+
+
+@pytest.mark.parametrize("file", COMPONENTS, ids=name)
+def test_component_parses_in_its_slot(resolve: Resolve, file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    assert set(content) <= {"class_path", "init_args"}
+    option = SLOTS[file.parent.name]
+    needed = {"model.encoder": "SceneViT", "data": "Scenes"}
+    needed.pop(option, None)
+    options = ["--model", "TokenizerTask", *(word for k, v in needed.items() for word in (f"--{k}", v))]
+    node: Any = resolve(*options, f"--{option}", str(file))
+    for part in option.split("."):
+        node = node["init_args"][part] if "class_path" in node else node[part]
+    assert content["class_path"].startswith(node["class_path"].partition(".")[0])
+    for key, value in content.get("init_args", {}).items():
+        if not isinstance(value, dict):  # a nested part gains its defaults
+            assert node["init_args"][key] == value
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_recipe_trains_and_tests(
+    project: Path, resolve: Resolve, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, file: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = resolve("-c", str(file))
+    options = [*tiny_options(config), *tiny_source(config, project)]
+    result = uniflow("fit", "-c", str(file), *options, "--run", "runs/tiny")
+    assert result.code == 0, result.err
+    result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
+    assert result.code == 0, result.err
+    assert (project / "runs/tiny/test_results.json").is_file()
