@@ -213,7 +213,7 @@ def _cut_all(items: list[_Item], cut: _Cut, num_workers: int) -> Iterator[Any]:
     if num_workers == 0:
         yield from map(cut, items)
         return
-    with multiprocessing.get_context("spawn").Pool(num_workers, partial(torch.set_num_threads, 1)) as pool:
+    with multiprocessing.Pool(num_workers, partial(torch.set_num_threads, 1)) as pool:
         yield from pool.imap(cut, items, chunksize=8)
 
 
