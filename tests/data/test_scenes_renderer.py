@@ -142,8 +142,8 @@ def test_speed() -> None:
     renderer = Renderer(64)
     best = float("inf")
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for index in range(100):
             renderer.sample(0, index)
-        best = min(best, (time.perf_counter() - start) / 100)
+        best = min(best, (time.process_time() - start) / 100)
     assert best < 2.5e-3

@@ -55,9 +55,9 @@ def test_training_makes_every_loss_fall(tmp_path: Path) -> None:
     data = make_data(train_length=16, fresh_epochs=False)
     task.configure_model()
     batch = next(iter(data.train_dataloader()))
-    before = {name: float(loss) for name, loss in task.losses(task.encoder(batch["image"]), batch).items()}
+    before = {name: loss.item() for name, loss in task.losses(task.encoder(batch["image"]), batch).items()}
     make_trainer(tmp_path, max_epochs=60).fit(task, data)
-    after = {name: float(loss) for name, loss in task.losses(task.encoder(batch["image"]), batch).items()}
+    after = {name: loss.item() for name, loss in task.losses(task.encoder(batch["image"]), batch).items()}
     assert set(before) == set(HEADS)
     for name in HEADS:
         assert after[name] < 0.8 * before[name], name

@@ -2,6 +2,7 @@
 
 from uniflow.tasks.base import Task
 from uniflow.tasks.optim import FusedAdamW
+from uniflow.tasks.pretraining import Pretraining
 from uniflow.tasks.tokenizer import TokenizerTask
 
-__all__ = ["FusedAdamW", "Task", "TokenizerTask"]
+__all__ = ["FusedAdamW", "Pretraining", "Task", "TokenizerTask"]
