@@ -1,0 +1,42 @@
+# Everything runs in .venv, which is made on first use. PYTHON names the interpreter to make it from.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: two OpenMP threads beside a busy core run many times slower.
+TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: install quickstart photos test test-all check gpu clean
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("uniflow needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,hub,report]'
+	@touch $@
+
+# The main job, small and whole: fit, test and report, with the embedded encoder on Scenes. No network, no GPU.
+quickstart: install
+	$(BIN)/uniflow quickstart
+
+# The main job on real photographs: those that scikit-image and scikit-learn ship.
+photos: install
+	$(BIN)/python benchmarks/photos.py
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(TEST)
+
+test-all: check
+	$(TEST) --timeout 1800 -m 'not gpu'
+
+# Needs a CUDA device; uses the interpreter that has it: make gpu BIN=/path/to/bin
+gpu:
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu_fit.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
