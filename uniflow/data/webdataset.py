@@ -62,7 +62,8 @@ class WebDataset(ImageDataModule):
             ratio: width / height of a random crop, least and largest.
             flip: probability of a mirror image in training.
             center_crop: share of the short side that evaluation keeps.
-            epoch_length: training samples an epoch, over all processes; by default the number in `index.json`.
+            epoch_length: training samples an epoch, over all processes; by default the number in `index.json`, or
+                counted in local shards.
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
@@ -148,11 +149,11 @@ class WebDataset(ImageDataModule):
     def _batches(self) -> int:
         length = self.epoch_length
         if length is None:
-            counts = shard_counts(self.urls["train"], scan=False)
+            counts = shard_counts(self.urls["train"])
             if counts is None:
                 raise ValueError(
-                    f"WebDataset: set epoch_length, the training samples an epoch; there is no {INDEX} beside "
-                    f"{self.urls['train'][0]} that tells it"
+                    "WebDataset: set epoch_length, the training samples an epoch; "
+                    f"the samples of {self.urls['train'][0]} cannot be counted from here"
                 )
             length = sum(counts)
         batches = length // (self.batch_size * self.world_size)
@@ -230,8 +231,8 @@ def read_index(url: str) -> dict[str, Any]:
     return index
 
 
-def shard_counts(urls: list[str], scan: bool = True) -> list[int] | None:
-    """How many samples each shard holds, by the index or, with `scan`, by reading a local shard's table of contents.
+def shard_counts(urls: list[str]) -> list[int] | None:
+    """How many samples each shard holds, by the index or by a local shard's table of contents.
 
     Returns:
         One number a shard, or None if any of them is unknown.
@@ -243,7 +244,7 @@ def shard_counts(urls: list[str], scan: bool = True) -> list[int] | None:
         if folder not in indices:
             indices[folder] = read_index(url).get("shards", {})
         number = indices[folder].get(_local(url).name)
-        if number is None and scan and _is_local(url):
+        if number is None and _is_local(url):
             with tarfile.open(_local(url)) as tar:
                 number = len({Path(m.name).parent / Path(m.name).name.split(".", 1)[0] for m in tar if m.isfile()})
         if number is None:
