@@ -104,6 +104,7 @@ def bomb() -> bytes:
 REFUSED = {
     "empty": (b"", "the file is empty"),
     "text": (b"no image at all", "not an image"),
+    "EPS": (encoded(flat("RGB", COLOUR), "EPS"), "not an image"),
     "truncated JPEG": (noise_jpeg()[:2000], "truncated"),
     "truncated PNG": (encoded(flat("RGB", COLOUR), "PNG")[:60], "Error"),
     "header only": (noise_jpeg()[:20], "."),

@@ -96,8 +96,8 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"ImageFolder: {self.root} is not a folder; set root to a folder of images")
         train = self.root / "train" if (self.root / "train").is_dir() else self.root
         folders = self._folders()
-        inside = [folder for folder in folders.values() if folder.is_relative_to(train)]
-        names = [n for n in list_images(train) if not any((train / n).is_relative_to(f) for f in inside)]
+        taken = tuple(f"{f.relative_to(train).as_posix()}/" for f in folders.values() if f.is_relative_to(train))
+        names = [name for name in list_images(train) if not name.startswith(taken)]
         self.class_names = self._classes(names)
         splits: dict[str, tuple[Path, list[str]]] = {s: (f, list_images(f)) for s, f in folders.items()}
         fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}

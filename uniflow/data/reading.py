@@ -13,6 +13,8 @@ from torch import Tensor
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
+# Not all that PIL opens: some formats, as EPS, start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SIXTEEN_BIT_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -59,14 +61,14 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     if not data:
         raise ImageReadError(name, "the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image), name))
     except (ImageReadError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageReadError(name, "not an image in a known format") from error
+        raise ImageReadError(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # broken files make PIL's decoders raise nearly anything
         raise ImageReadError(name, _one_line(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
