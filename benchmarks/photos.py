@@ -1,0 +1,52 @@
+"""The main job on real photographs: those that scikit-image and scikit-learn ship (extra `dev`).
+
+Cuts them into crops, packs the crops into shards with some photographs held out whole, adapts the embedded encoder,
+tests and reconstructs. Every step is an ordinary `uniflow` command, printed before it runs.
+
+    python benchmarks/photos.py [--out runs/photos] [--steps 1500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from uniflow.cli import main
+
+HELD_OUT = ("chelsea", "coffee", "china")
+
+
+def run(*arguments: str) -> None:
+    print(f"\n$ uniflow {shlex.join(arguments)}", flush=True)
+    if code := main(arguments):
+        sys.exit(code)
+
+
+def photos(out: Path, steps: int, workers: int) -> None:
+    pictures, shards, results = out / "pictures", out / "shards", out / "run"
+    if not pictures.is_dir():
+        run("photos", str(pictures))
+    files = sorted(path for path in pictures.iterdir() if path.suffix.lower() in (".png", ".jpg"))
+    held_out = [path for path in files if path.stem in HELD_OUT]
+    if len(held_out) != len(HELD_OUT):
+        sys.exit(f"expected the photographs {', '.join(HELD_OUT)} in {pictures}, found {[p.name for p in files]}")
+    if not shards.is_dir():
+        names = str([path.name for path in held_out]).replace("'", '"')
+        run("pack", str(pictures), str(shards), "--crop_size", "128", "--crops_per_image", "200", "--hold_out", names)
+    run("fit", "-c", "configs/recipes/photos.yaml", "--run", str(results), "--trainer.max_steps", str(steps),
+        "--data.train", f"{shards}/train-*.tar", "--data.val", f"{shards}/test-*.tar", "--data.test",
+        f"{shards}/test-*.tar", "--data.num_workers", str(workers))  # fmt: skip
+    run("test", "-c", str(results / "config.yaml"), "--ckpt_path", str(results / "last.ckpt"))
+    run("reconstruct", *map(str, held_out), "--tokenizer", str(results / "tokenizer"), "--size", "256",
+        "--out", str(out / "reconstructions"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/photos"))
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args()
+    photos(arguments.out, arguments.steps, arguments.workers)
