@@ -93,7 +93,7 @@ class ImageFolder(ImageDataModule):
         if self._files is not None:
             return self._files
         if not self.root.is_dir():
-            raise ValueError(f"ImageFolder: {self.root} is not a folder; set root to a folder of images")
+            raise ValueError(f"ImageFolder: {self.root} is not a folder; give a folder of images")
         train = self.root / "train" if (self.root / "train").is_dir() else self.root
         folders = self._folders()
         taken = tuple(f"{f.relative_to(train).as_posix()}/" for f in folders.values() if f.is_relative_to(train))
