@@ -155,7 +155,7 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
 
     Args:
         config: as `resolve` gives it.
-        given: the command line, whose own options stay.
+        given: the command line, whose own options for parts and data stay.
     """
     values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
     for slot, wanted in TINY.items():
@@ -164,7 +164,7 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
             node = node.get("init_args", {}).get(name, {}) if "class_path" in node else node.get(name, {})
         taken = node.get("init_args") or {}
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
-    stays = {word.removeprefix("--") for word in given.split()}
+    stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
     options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 

@@ -54,6 +54,7 @@ BAD_OPTIONS = {
     "refused by the trainer": (["--trainer.precision", "12"], ["trainer.precision"]),
     "too little data": (["--data.train_length", "2"], ["batch_size"]),
     "missing data folder": (["--data", "ImageFolder", "--data.root", "nowhere"], ["nowhere"]),
+    "pictures that do not fit the patches": (["--data.size", "36"], ["multiples of the patch size 8, got (36, 36)"]),
     "unmonitored metric": (["--best_checkpoint.monitor", "val/nope"], ["val/nope"]),
 }
 

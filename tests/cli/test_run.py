@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from uniflow.cli.progress import LogProgress
+
 Uniflow = Callable[..., Any]
 FIT = ("fit", "-c", "recipe.yaml", "--run", "runs/a")
 
@@ -140,7 +142,11 @@ def test_seed_is_zero_unless_given(uniflow: Uniflow) -> None:
     assert yaml.safe_load(uniflow(*FIT, "--print_config").out)["seed_everything"] == 0
 
 
-def test_progress_in_a_log_file(uniflow: Uniflow) -> None:
+def test_progress_in_a_log_file(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:
     out = uniflow(*FIT).out
     assert "step 2/2" in out
     assert "train/loss" in out
+    assert "step 1/2" not in out
+    monkeypatch.setattr(LogProgress, "SECONDS", 0.0)  # also between validations, which come every two steps
+    out = uniflow("fit", "-c", "recipe.yaml", "--trainer.max_steps", "5").out
+    assert [f"step {n}/5" in out for n in range(1, 6)] == [True] * 5

@@ -123,6 +123,15 @@ def test_file_of_the_same_class_starts_afresh(components: Path, resolve: Resolve
     assert slot(resolve(*RECIPE, "-c", "more.yaml"), "--model.encoder") == fresh
 
 
+def test_component_is_found_from_its_config_file(components: Path, resolve: Resolve) -> None:
+    """A path in a file is seen from that file, not from the current directory."""
+    fresh = slot(resolve(*RECIPE, "--model.encoder", "b.yaml"), "--model.encoder")
+    (components / "elsewhere" / "parts").mkdir(parents=True)
+    (components / "b.yaml").rename(components / "elsewhere" / "parts" / "mine.yaml")
+    (components / "elsewhere" / "more.yaml").write_text("model: {encoder: parts/mine.yaml}")
+    assert slot(resolve(*RECIPE, "-c", "elsewhere/more.yaml"), "--model.encoder") == fresh
+
+
 def test_same_class_and_arguments_alone_keep_the_rest(components: Path, resolve: Resolve) -> None:
     by_name = slot(resolve(*RECIPE, "--model.encoder", "SceneViT", "--model.encoder.depth", "4"), "--model.encoder")
     assert by_name["init_args"]["depth"] == 4

@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from uniflow import callbacks
 from uniflow.cli import progress, swap
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
-from uniflow.cli.errors import UserError, first_line, user_error_types, user_errors
+from uniflow.cli.errors import UserError, first_line, raised_here, user_error_types, user_errors
 from uniflow.cli.parser import Parser
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
@@ -126,9 +126,11 @@ class UniflowCLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
         except user_error_types() as error:
-            if self.watch.running and not isinstance(error, MisconfigurationException):
-                raise
-            raise UserError(first_line(error)) from error
+            if not self.watch.running or isinstance(error, MisconfigurationException):
+                raise UserError(first_line(error)) from error
+            if isinstance(error, ValueError) and raised_here(error):
+                raise UserError(f"{first_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
+            raise
         except RuntimeError as error:
             if self.watch.running or "loading state_dict" not in str(error):
                 raise

@@ -51,6 +51,14 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def raised_here(error: BaseException) -> bool:
+    """Whether this package itself raised `error`: its ValueErrors say what is wrong with the input."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "uniflow"
+
+
 def user_error_types() -> tuple[type[Exception], ...]:
     """What parts, data modules and tools raise for bad input."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -16,15 +16,12 @@ def progress_bar() -> ProgressBar:
 
 
 class LogProgress(ProgressBar):
-    """Prints a line every `seconds` and at the end of each epoch: steps, steps per second, and the bar's metrics.
+    """Prints a line every `SECONDS` and at the end of each epoch: steps, steps per second, and the bar's metrics."""
 
-    Args:
-        seconds: time between two lines.
-    """
+    SECONDS = 20.0
 
-    def __init__(self, seconds: float = 20.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seconds = seconds
         self._enabled = True
         self._reset()
 
@@ -49,15 +46,11 @@ class LogProgress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._steps += 1
-        if time.monotonic() - self._printed >= self.seconds:
+        if time.monotonic() - self._printed >= self.SECONDS:
             self._line(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._line(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._printed = time.monotonic()
 
     def _line(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = time.monotonic()

@@ -14,25 +14,47 @@ Four functions of jsonargparse are wrapped for that; `tests/cli/test_swap.py` gu
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import yaml
 from jsonargparse import Namespace, _typehints
 from jsonargparse._typehints import ActionTypeHint, NestedArg
 
 from uniflow.cli.candidates import class_problem
+from uniflow.cli.errors import UserError
 
 COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
 
+_original_discard = _typehints.discard_init_args_on_class_path_change
 _original_call = ActionTypeHint.__call__
 _original_check_type = ActionTypeHint._check_type
 _original_parse_value = _typehints.parse_value_or_config
 
 
+# Parameters of the wrapped functions, as in jsonargparse 4.53; others would mean that they work differently now.
+_EXPECTED = {
+    "discard_init_args_on_class_path_change": ["parser_or_action", "prev_val", "value"],
+    "_check_type": ["self", "value", "append", "cfg", "mode"],
+    "parse_value_or_config": ["value", "enable_path", "simple_types"],
+}
+_FOUND = {
+    function.__name__: list(inspect.signature(function).parameters)
+    for function in (_original_discard, _original_check_type, _original_parse_value)
+}
+
+
 def install() -> None:
-    """Put the rules in the place of jsonargparse's. Idempotent."""
+    """Put the rules in the place of jsonargparse's. Idempotent.
+
+    Raises:
+        UserError: if the installed jsonargparse has other functions than those that are wrapped here.
+    """
+    if _FOUND != _EXPECTED:
+        raise UserError(f"jsonargparse {jsonargparse.__version__} is not supported; install jsonargparse 4.53")
     _typehints.discard_init_args_on_class_path_change = _discard
     ActionTypeHint.__call__ = _call  # type: ignore[method-assign]
     ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]
