@@ -28,6 +28,7 @@ TOOLS = {
     "photos": ("uniflow.data.photos:export_photos", "write the photographs shipped with scikit-image and scikit-learn"),
     "report": ("uniflow.report:report", "compare runs: a table and a picture"),
     "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
+    "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
 }
 
 
