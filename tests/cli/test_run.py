@@ -85,6 +85,13 @@ def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow) -> None
     assert saved["model"]["init_args"]["reconstruction_weight"] == 0.125
 
 
+def test_checkpoint_of_another_model(uniflow: Uniflow) -> None:
+    fit(uniflow)
+    line = uniflow(*FIT, "--ckpt_path", "last", "--model.decoder.width", "64").error
+    assert "the checkpoint does not fit the model" in line
+    assert "tokenizer.decoder" in line
+
+
 def test_config_round_trip(uniflow: Uniflow) -> None:
     printed = uniflow(*FIT, "--print_config")
     assert printed.code == 0

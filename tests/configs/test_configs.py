@@ -73,15 +73,30 @@ def test_component_parses_in_its_slot(resolve: Resolve, file: Path) -> None:
             assert node["init_args"][key] == value
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=name)
-def test_recipe_trains_and_tests(
-    project: Path, resolve: Resolve, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, file: Path
-) -> None:
+@pytest.fixture
+def train_and_test(
+    project: Path, resolve: Resolve, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """`uniflow fit` and `uniflow test` of these options at tiny size, without a network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    config = resolve("-c", str(file))
-    options = [*tiny_options(config), *tiny_source(config, project)]
-    result = uniflow("fit", "-c", str(file), *options, "--run", "runs/tiny")
-    assert result.code == 0, result.err
-    result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
-    assert result.code == 0, result.err
-    assert (project / "runs/tiny/test_results.json").is_file()
+
+    def call(*options: str) -> None:
+        config = resolve(*options)
+        tiny = [*tiny_options(config), *tiny_source(config, project)]
+        result = uniflow("fit", *options, *tiny, "--run", "runs/tiny")
+        assert result.code == 0, result.err
+        result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
+        assert result.code == 0, result.err
+        assert (project / "runs/tiny/test_results.json").is_file()
+
+    return call
+
+
+@pytest.mark.parametrize("file", [file for file in COMPONENTS if file.parent.name == "data"], ids=name)
+def test_data_component_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
+    train_and_test("-c", "recipe.yaml", "--data", str(file))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=name)
+def test_recipe_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
+    train_and_test("-c", str(file))
