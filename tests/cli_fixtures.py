@@ -102,19 +102,19 @@ def resolve(fit_parser: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 
     def call(*args: str) -> dict[str, Any]:
         monkeypatch.syspath_prepend(str(Path.cwd()))
-        return _plain(fit_parser.parse_args(["fit", *args]).fit)
+        return plain(fit_parser.parse_args(["fit", *args]).fit)
 
     return call
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Nested dicts, without the paths that jsonargparse remembers and without the list of config files."""
     if isinstance(value, Namespace):
-        return {k: _plain(v) for k, v in vars(value).items() if k not in ("__path__", "config")}
+        return {k: plain(v) for k, v in vars(value).items() if k not in ("__path__", "config")}
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if k != "__path__"}
+        return {k: plain(v) for k, v in value.items() if k != "__path__"}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 
