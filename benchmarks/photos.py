@@ -9,6 +9,7 @@ tests and reconstructs. Every step is an ordinary `uniflow` command, printed bef
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from uniflow.cli import main
 
 HELD_OUT = ("chelsea", "coffee", "china")
+VALIDATION = ("rocket",)
 
 
 def run(*arguments: str) -> None:
@@ -33,10 +35,11 @@ def photos(out: Path, steps: int, workers: int) -> None:
     if len(held_out) != len(HELD_OUT):
         sys.exit(f"expected the photographs {', '.join(HELD_OUT)} in {pictures}, found {[p.name for p in files]}")
     if not shards.is_dir():
-        names = str([path.name for path in held_out]).replace("'", '"')
-        run("pack", str(pictures), str(shards), "--crop_size", "128", "--crops_per_image", "200", "--hold_out", names)
+        names, validation = (json.dumps([p.name for p in files if p.stem in group]) for group in (HELD_OUT, VALIDATION))
+        run("pack", str(pictures), str(shards), "--crop_size", "128", "--crops_per_image", "200",
+            "--hold_out", names, "--validation", validation)  # fmt: skip
     run("fit", "-c", "configs/recipes/photos.yaml", "--run", str(results), "--trainer.max_steps", str(steps),
-        "--data.train", f"{shards}/train-*.tar", "--data.val", f"{shards}/test-*.tar", "--data.test",
+        "--data.train", f"{shards}/train-*.tar", "--data.val", f"{shards}/val-*.tar", "--data.test",
         f"{shards}/test-*.tar", "--data.num_workers", str(workers))  # fmt: skip
     run("test", "-c", str(results / "config.yaml"), "--ckpt_path", str(results / "last.ckpt"))
     run("reconstruct", *map(str, held_out), "--tokenizer", str(results / "tokenizer"), "--size", "256",

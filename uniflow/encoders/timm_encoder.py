@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from types import MethodType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import timm
 import torch
@@ -43,6 +43,9 @@ class TimmEncoder(VisionEncoder):
             cannot be had or do not fit.
     """
 
+    # Further arguments of `timm.create_model`, for a subclass with modules of its own.
+    timm_arguments: ClassVar[dict[str, Any]] = {}
+
     def __init__(
         self,
         name: str,
@@ -72,7 +75,7 @@ class TimmEncoder(VisionEncoder):
             )
         _check_name(name)
         state = read_weights(name, weights)  # before the model: missing weights show sooner than a large ViT is built
-        self.model = _create_vit(name, sizes)
+        self.model = _create_vit(name, sizes, self.timm_arguments)
         self.spec = _spec(self.model, image_size)
         if not pos_embed_antialias:
             _switch_off_antialiasing(self.model, name)
@@ -106,13 +109,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
 
 
-def _create_vit(name: str, sizes: dict[str, int]) -> Any:
+def _create_vit(name: str, sizes: dict[str, int], further: dict[str, Any]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
     for key, value in sizes.items():
         if value < 1:
             raise ValueError(f"{key.replace('img_size', 'image_size')} must be at least 1, not {value}")
     try:
-        arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **sizes}
+        arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **sizes, **further}
         model: Any = timm.create_model(name, **arguments)
         model.prune_intermediate_layers(len(model.blocks), prune_norm=True, prune_head=True)
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
