@@ -65,14 +65,14 @@ def test_training_makes_every_loss_fall(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_teaches_the_encoder(name: str, batch: dict[str, Any]) -> None:
-    """Each loss alone sends a gradient to the patch embedding, and its weight scales it."""
+    """Each loss alone sends a gradient to the first block, and its weight scales it."""
     gradients = {}
     for weight in (0.0, 1.0, 2.0):
         task = built(heads=[partial(HEADS[name], weight=weight)])
         losses = task.losses(task.encoder(batch["image"]), batch)
         assert set(losses) == {name}
         losses[name].backward()
-        gradient = task.encoder.get_parameter("model.patch_embed.proj.weight").grad
+        gradient = task.encoder.get_parameter("model.blocks.0.attn.qkv.weight").grad
         assert gradient is not None
         gradients[weight] = gradient
     assert gradients[1.0].norm() > 0
@@ -122,6 +122,17 @@ def test_mask_target_is_the_share_of_each_class(batch: dict[str, Any]) -> None:
     torch.testing.assert_close(shares[3, :, 1, 3], expected)
 
 
+def test_background_weight_scales_the_background_alone(batch: dict[str, Any]) -> None:
+    prediction = torch.randn(16, 13, 8, 8)
+    losses = []
+    for background_weight in (0.0, 0.5, 1.0):
+        head = HEADS["mask"](SceneViT(weights=None, **TINY).spec, background_weight=background_weight)
+        losses.append(head.loss(prediction, batch))
+    background = (-prediction.log_softmax(dim=1)[:, 0] * head._shares(batch)[:, 0]).mean()
+    torch.testing.assert_close(losses[2] - losses[0], background)
+    torch.testing.assert_close(losses[1] - losses[0], 0.5 * background)
+
+
 def test_fit_exports_what_was_trained_and_test_probes_it(tmp_path: Path, batch: dict[str, Any]) -> None:
     lightning.seed_everything(0)
     task, data = make_task(), make_data()
@@ -142,6 +153,7 @@ def test_fit_exports_what_was_trained_and_test_probes_it(tmp_path: Path, batch: 
         ({"heads": [DepthHead, DepthHead]}, "two heads of a kind: depth, depth"),
         ({"heads": [partial(DepthHead, cells=3)]}, "must divide the patch size 8, got 3"),
         ({"heads": [partial(DepthHead, weight=-1.0)]}, "must not be negative"),
+        ({"heads": [partial(HEADS["mask"], background_weight=-1.0)]}, "background_weight must not be negative"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -113,20 +113,33 @@ class MaskHead(DenseHead):
         num_classes: classes, the background included.
         cells: cells along each side of a patch.
         weight: factor on the loss.
+        background_weight: factor on the background's part of the loss; below 1 the classes come first.
     """
 
     name = "mask"
+    class_weights: Tensor
 
-    def __init__(self, spec: EncoderSpec, num_classes: int, cells: int = 1, weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        num_classes: int,
+        cells: int = 1,
+        weight: float = 1.0,
+        background_weight: float = 1.0,
+    ) -> None:
         super().__init__(spec, num_classes, cells, weight)
+        if background_weight < 0:
+            raise ValueError(f"MaskHead.background_weight must not be negative, got {background_weight}")
         self.num_classes = num_classes
+        weights = torch.tensor([background_weight] + [1.0] * (num_classes - 1))
+        self.register_buffer("class_weights", weights, persistent=False)
 
     def _shares(self, batch: dict[str, Any]) -> Tensor:
         classes = torch.arange(self.num_classes, device=batch["mask"].device).view(-1, 1, 1)
         return self.pool(batch["mask"].unsqueeze(1) == classes)
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
-        return F.cross_entropy(prediction, self._shares(batch))
+        return F.cross_entropy(prediction, self._shares(batch), weight=self.class_weights)
 
     def metrics(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Accuracy over cells, and over those cells whose majority is no background."""
