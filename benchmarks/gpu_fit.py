@@ -52,7 +52,7 @@ class Stopwatch(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wait(pl_module)
         rate = self.images / (time.perf_counter() - self.start)
-        parts = model_summary(pl_module.tokenizer, tuple(trainer.datamodule.size))
+        parts = model_summary(pl_module.tokenizer, trainer.datamodule.size)
         forward = {name: row["gflop"] for name, row in parts.items()}
         # A backward pass costs two forward passes; the teacher has none.
         gflop = 3 * forward["total"] + forward["encoder"]

@@ -54,6 +54,25 @@ def model_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     return rows
 
 
+def print_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None = None) -> None:
+    """Print `model_summary` as a table."""
+    size = image_size or tokenizer.encoder.spec.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    table = Table(title=f"one image of {height} x {width} pixels, one decoding step")
+    table.add_column("part")
+    table.add_column("class")
+    for column in ("parameters", "trained", "GFLOP"):
+        table.add_column(column, justify="right")
+    for name, row in model_summary(tokenizer, (height, width)).items():
+        part: nn.Module = tokenizer if name == "total" else getattr(tokenizer, name)
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        kind = "" if name == "total" else type(part).__name__
+        table.add_row(
+            name, kind, f"{row['parameters'] / 1e6:,.2f} M", f"{trained / 1e6:,.2f} M", f"{row['gflop']:,.2f}"
+        )
+    Console().print(table)
+
+
 def summary(tokenizer: Path, image_size: int | None = None) -> None:
     """Print parameters and GFLOP of each part of a tokenizer.
 
@@ -61,14 +80,4 @@ def summary(tokenizer: Path, image_size: int | None = None) -> None:
         tokenizer: a tokenizer's folder, or a checkpoint.
         image_size: side of the image in pixels; the encoder's pretraining size by default.
     """
-    model = Tokenizer.from_pretrained(tokenizer)
-    side = image_size or model.encoder.spec.image_size
-    table = Table(title=f"{tokenizer}, one image of {side} x {side}, one decoding step")
-    table.add_column("part")
-    table.add_column("class")
-    table.add_column("parameters", justify="right")
-    table.add_column("GFLOP", justify="right")
-    for name, row in model_summary(model, side).items():
-        kind = type(getattr(model, name)).__name__ if name != "total" else ""
-        table.add_row(name, kind, f"{row['parameters'] / 1e6:,.2f} M", f"{row['gflop']:,.2f}")
-    Console().print(table)
+    print_summary(Tokenizer.from_pretrained(tokenizer), image_size)

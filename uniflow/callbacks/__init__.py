@@ -8,6 +8,7 @@ from uniflow.callbacks.monitor import Monitor
 from uniflow.callbacks.probe import LinearProbe
 from uniflow.callbacks.results import ResultsFile
 from uniflow.callbacks.stability import Stability
+from uniflow.callbacks.summary import PartsSummary
 
 __all__ = [
     "EMA",
@@ -15,6 +16,7 @@ __all__ = [
     "LatentWriter",
     "LinearProbe",
     "Monitor",
+    "PartsSummary",
     "ResultsFile",
     "Stability",
     "TokenizerExport",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
@@ -114,7 +114,7 @@ class UniflowCLI(LightningCLI):
         if config.get("enable_progress_bar") is not False and not any(isinstance(cb, ProgressBar) for cb in given):
             extra.append(progress.progress_bar())
         if config.get("enable_model_summary") is not False and not any(isinstance(cb, ModelSummary) for cb in given):
-            extra.append(RichModelSummary(max_depth=2))  # down to encoder, bottleneck and decoder
+            extra.append(callbacks.PartsSummary())
         settings = {**config, **self.folder.trainer_settings(config), **kwargs}
         return self._instantiate_trainer(settings, extra)
 

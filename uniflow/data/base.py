@@ -34,10 +34,12 @@ class ImageDataModule(LightningDataModule, ABC):
     Attributes:
         class_names: names of the values of "label", in order; None without labels.
         skip_log: where a dataset records what it cannot read: `skipped_images.log` in the run folder.
+        size: side of the images in pixels, or (height, width).
         collate: makes a batch from a list of samples; torch's default stacks tensors of equal shape.
     """
 
     class_names: list[str] | None = None
+    size: int | tuple[int, int]
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(self, batch_size: int = 64, num_workers: int = 2, seed: int = 0) -> None:

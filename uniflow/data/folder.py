@@ -73,6 +73,7 @@ class ImageFolder(ImageDataModule):
         self.given = {"val": val, "test": test}
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.labels = labels
+        self.size = size
         self.train_crop = RandomResizedCrop(size, scale, ratio, flip)
         self.eval_crop = CenterCrop(size, center_crop)
         self._files: dict[str, tuple[Path, list[str]]] | None = None

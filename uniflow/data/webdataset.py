@@ -81,6 +81,7 @@ class WebDataset(ImageDataModule):
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes = num_classes
+        self.size = size
         self.train_crop = RandomResizedCrop(size, scale, ratio, flip)
         self.eval_crop = CenterCrop(size, center_crop)
         self._first: tuple[int, int] | None = None
