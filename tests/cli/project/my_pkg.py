@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
@@ -92,3 +94,13 @@ class OtherWitness(Witness):
 
 class OtherCheckpoint(LastCheckpoint):
     """Shares every argument with LastCheckpoint."""
+
+
+class StopAt(Callback):
+    """Stops after `step` optimizer steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.step
