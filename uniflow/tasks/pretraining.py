@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from uniflow.distill.schedule import Schedule
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.metrics import linear_probe
+from uniflow.metrics import Averages, linear_probe
 from uniflow.specs import EncoderSpec
 from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
@@ -229,6 +229,7 @@ class Pretraining(Task):
         self._make_encoder, self._make_heads = encoder, heads
         self.export = export
         self._features: list[tuple[Tensor, Tensor]] = []
+        self._averages = Averages()
 
     def build(self) -> None:
         self.encoder = self._make_encoder()
@@ -263,8 +264,12 @@ class Pretraining(Task):
         if "label" in batch:
             self._features.append((output.hidden_states[-1].float().mean(dim=1).cpu(), batch["label"].cpu()))
 
+    def on_validation_epoch_end(self) -> None:
+        self._log_averages()
+
     def on_test_epoch_end(self) -> None:
         """Linear probe of the mean patch token, fitted on the validation split and scored on the test split."""
+        self._log_averages()
         scored_on, self._features = self._features, []
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
         if data is None or not scored_on or self.trainer.world_size > 1:
@@ -287,8 +292,13 @@ class Pretraining(Task):
             prediction = head(_float(output))
             results[f"{stage}/{name}"] = head.weight * head.loss(prediction, batch)
             results |= {f"{stage}/{key}": value for key, value in head.metrics(prediction, batch).items()}
-        self.log_dict(results, batch_size=len(batch["image"]), on_epoch=True, sync_dist=True)
+        for name, value in results.items():
+            self._averages.update(name, value, count=len(batch["image"]))
         return output
+
+    def _log_averages(self) -> None:
+        for name, value in self._averages.compute().items():
+            self.log(name, value, sync_dist=True)
 
     @torch.no_grad()
     def _mean_tokens(self, loader: Iterable[dict[str, Any]]) -> list[tuple[Tensor, Tensor]]:
