@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
+from uniflow.init import preserve_variance_
 from uniflow.part import Part
 from uniflow.specs import EncoderSpec, LatentSpec
 
@@ -41,6 +42,7 @@ class MLPBottleneck(Bottleneck):
         self.fc1 = nn.Linear(encoder.embed_dim, encoder.embed_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(encoder.embed_dim, channels)
+        preserve_variance_(self.fc1, self.fc2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = features.permute(0, 2, 3, 1)

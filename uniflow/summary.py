@@ -29,7 +29,7 @@ def model_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     size = image_size or tokenizer.encoder.spec.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     # On the meta device nothing is computed, and a model of billions of parameters needs no memory.
-    model = copy.deepcopy(tokenizer).to("meta").eval().float()
+    model = copy.deepcopy(tokenizer).to("meta").eval().float().requires_grad_(False)
     images = torch.empty(1, 3, height, width, device="meta")
     noise = torch.empty_like(model.pad(images))
     rows: dict[str, dict[str, float]] = {}

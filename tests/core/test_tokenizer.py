@@ -189,6 +189,13 @@ def test_summary_counts_matrix_products():
     assert rows["total"]["gflop"] > rows["encoder"]["gflop"] > 0
 
 
+@pytest.mark.parametrize("decoder", [PatchFlowDecoder, RegressionDecoder])
+def test_every_decoder_has_a_summary(decoder):
+    tokenizer = tiny(decoder)
+    assert model_summary(tokenizer, (24, 40))["decoder"]["gflop"] > 0
+    assert all(p.requires_grad and p.device.type == "cpu" for p in tokenizer.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_whole_model_can_be_cast(dtype):
     tokenizer = tiny().to(dtype)

@@ -10,6 +10,8 @@ from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from uniflow.init import preserve_variance_
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3 p^2): patches row-major; within a patch channel slowest, then row, then column."""
@@ -103,6 +105,7 @@ class GlobalStage(nn.Module):
         if width % num_heads:
             raise ValueError(f"the decoder's width {width} must be divisible by its num_heads {num_heads}")
         self.up = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
+        preserve_variance_(*(layer for layer in self.up if isinstance(layer, nn.Linear)))
         self.position_in = PositionEmbedding(width, learned_grid)
         self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth)
@@ -177,9 +180,11 @@ class PatchMLP(nn.Module):
         else:
             self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.cond_embed = nn.Linear(width, width)
+        preserve_variance_(self.cond_embed)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = _zero_linear(width, 2 * width)
+        # Not zero as well: beside a zero projection the condition would get no gradient for a long time.
+        self.final_modulation = nn.Linear(width, 2 * width)
         self.final_proj = _zero_linear(width, patch_dim)
 
     def forward(self, condition: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
