@@ -3,7 +3,7 @@
 Cuts them into crops, packs the crops into shards with some photographs held out whole, adapts the embedded encoder,
 tests and reconstructs. Every step is an ordinary `uniflow` command, printed before it runs.
 
-    python benchmarks/photos.py [--out runs/photos] [--steps 1500]
+    python benchmarks/photos.py [--out runs/photos] [--steps 6000]
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def photos(out: Path, steps: int, workers: int) -> None:
         "--data.train", f"{shards}/train-*.tar", "--data.val", f"{shards}/val-*.tar", "--data.test",
         f"{shards}/test-*.tar", "--data.num_workers", str(workers))  # fmt: skip
     run("test", "-c", str(results / "config.yaml"), "--ckpt_path", str(results / "last.ckpt"))
-    run("reconstruct", *map(str, held_out), "--tokenizer", str(results / "tokenizer"), "--size", "256",
+    run("reconstruct", *map(str, held_out), "--tokenizer", str(results / "tokenizer"), "--size", "128",
         "--out", str(out / "reconstructions"))  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/photos"))
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     photos(arguments.out, arguments.steps, arguments.workers)
