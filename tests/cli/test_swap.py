@@ -175,7 +175,7 @@ def test_argument_after_a_file_after_another(components: Path, resolve: Resolve)
     encoder = slot(resolve(*RECIPE, "-c", "more.yaml", *options[2:]), "--model.encoder")["init_args"]
     assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 24, 3)
     encoder = slot(resolve(*RECIPE, "-c", "more.yaml", "--model.encoder.depth", "3"), "--model.encoder")["init_args"]
-    assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 160, 4)
+    assert (encoder["depth"], encoder["embed_dim"], encoder["num_heads"]) == (3, 128, 4)
 
 
 def test_number_in_place_of_a_schedule(project: Path, resolve: Resolve) -> None:

@@ -102,6 +102,7 @@ def test_hidden_states_are_those_of_timm(case):
     encoder = make(case)
     cfg, spec = encoder.model.pretrained_cfg, encoder.spec
     sizes = {**TINY, "patch_size": spec.patch_size, "img_size": spec.image_size}
+    sizes |= encoder.timm_arguments  # a stem of the encoder's own
     reference = timm.create_model(cfg["architecture"], num_classes=0, global_pool="", dynamic_img_size=True, **sizes)
     report = reference.load_state_dict(encoder.model.state_dict(), strict=False)
     assert not report.unexpected_keys

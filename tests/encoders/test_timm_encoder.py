@@ -126,7 +126,10 @@ def test_reports_missing_surplus_and_misshapen_tensors(tmp_path):
         (lambda t: t.pop("cls_token"), r"1 missing \(cls_token\)$"),
         (lambda t: t.update({"blocks.0.ls1.gamma": torch.ones(32)}), r"1 unexpected \(blocks.0.ls1.gamma\)$"),
         (lambda t: t.update({"cls_token": torch.ones(1, 1, 8)}), r"1 misshapen \(cls_token is \(1, 1, 8\), needs"),
-        (lambda t: t.update({"patch_embed.proj.weight": torch.ones(32, 3, 16, 16)}), "1 misshapen .patch_embed.proj.w"),
+        (
+            lambda t: t.update({"patch_embed.proj.weight": torch.ones(32, 3, 16, 16)}),
+            "unexpected .patch_embed.proj.w",
+        ),
         (lambda t: t.update({"pos_embed": torch.ones(1, 1 + 47, 32)}), "cannot be converted"),
         (lambda t: t.clear(), "missing .* and [0-9]+ more"),
     ],
@@ -138,6 +141,16 @@ def test_refuses_a_file_that_does_not_fit(change, report, tmp_path):
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=report):
         tiny(weights=tmp_path / "w.safetensors")
+
+
+def test_refuses_patch_kernels_of_another_size(tmp_path):
+    def plain(**kwargs):
+        return TimmEncoder("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2, **kwargs)
+
+    save_file(filled(plain(weights=None).model), tmp_path / "w.safetensors")
+    plain(weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match=r"1 misshapen \(patch_embed.proj.weight is \(32, 3, 16, 16\), needs"):
+        plain(weights=str(tmp_path / "w.safetensors"), patch_size=8, image_size=112)
 
 
 def test_refuses_a_pickle_in_disguise(tmp_path):

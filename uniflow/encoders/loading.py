@@ -82,7 +82,8 @@ def load_timm_state(model: nn.Module, state: dict[str, Tensor], source: str, ant
     expected = model.state_dict()
     patch_weight = state.get("patch_embed.proj.weight")
     # timm would resample patch kernels of another size as well: a different encoder, not the same one on another grid.
-    patch_fits = patch_weight is None or patch_weight.shape == expected["patch_embed.proj.weight"].shape
+    own_weight = expected.get("patch_embed.proj.weight")  # none with a convolutional stem
+    patch_fits = patch_weight is None or (own_weight is not None and patch_weight.shape == own_weight.shape)
     if patch_fits:
         state = _timm_filter(model, state, source, antialias)
     state = {key: value for key, value in state.items() if not key.startswith(_BEHIND_THE_BLOCKS)}
