@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from uniflow.curves import plot_curves
+
 COLUMNS = {
     "probe_teacher": ("probe of the teacher", "{:.1%}"),
     "probe_student": ("probe of the student", "{:.1%}"),
@@ -26,7 +28,7 @@ COLUMNS = {
 
 
 def report(runs: list[Path], out: Path = Path("report")) -> None:
-    """Compare the test results of runs: report.md with the tables, and comparison.png.
+    """Compare the test results of runs: report.md with the tables, comparison.png and, with matplotlib, curves.png.
 
     Args:
         runs: folders of runs that `uniflow test` has been through.
@@ -46,6 +48,8 @@ def report(runs: list[Path], out: Path = Path("report")) -> None:
     if rows:
         comparison_picture(rows).save(out / "comparison.png")
         print(f"\npicture: {out / 'comparison.png'}")
+    if plot_curves({run.name: run for run in runs}, out / "curves.png"):
+        print(f"curves:  {out / 'curves.png'}")
     print(f"report:  {out / 'report.md'}")
 
 

@@ -127,5 +127,7 @@ def test_quickstart_runs_the_three_ways_and_can_be_continued(tmp_path, monkeypat
     frozen = json.loads((tmp_path / "q" / "frozen_encoder" / "test_results.json").read_text())
     assert frozen["test/cosine"] == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "q" / "report" / "comparison.png").is_file()
+    with Image.open(tmp_path / "q" / "report" / "curves.png") as picture:
+        assert picture.size == (1200, 900)
     assert main(arguments) == 0
     assert "$ uniflow fit" not in capsys.readouterr().out
