@@ -96,7 +96,10 @@ class UniflowCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")
-        self.folder = RunFolder(self._command, self.config[self._command], self._parser(self._command))
+        options = self.config[self._command]
+        if self._command == "predict" and options.return_predictions is None:
+            options.return_predictions = False  # the latents go to files: a data set's would not fit into memory
+        self.folder = RunFolder(self._command, options, self._parser(self._command))
         self.folder.prepare()
 
     def instantiate_classes(self) -> None:

@@ -10,6 +10,8 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",  # the run's folder always holds config and events
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*The dirpath has changed from .*",  # a run's checkpoints always lie in its own folder
+    r".*Couldn't infer the batch indices fetched.*",
     r".*You are using `torch.load` with `weights_only=.*",
 )
 _LOGS = (
