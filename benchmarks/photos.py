@@ -3,7 +3,7 @@
 Cuts them into crops, packs the crops into shards with some photographs held out whole, adapts the embedded encoder,
 tests and reconstructs. Every step is an ordinary `uniflow` command, printed before it runs.
 
-    python benchmarks/photos.py [--out runs/photos] [--steps 6000]
+    python benchmarks/photos.py [--out runs/photos] [--steps 5500]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def photos(out: Path, steps: int, workers: int) -> None:
         sys.exit(f"expected the photographs {', '.join(HELD_OUT)} in {pictures}, found {[p.name for p in files]}")
     if not shards.is_dir():
         names, validation = (json.dumps([p.name for p in files if p.stem in group]) for group in (HELD_OUT, VALIDATION))
-        run("pack", str(pictures), str(shards), "--crop_size", "128", "--crops_per_image", "200",
+        run("pack", str(pictures), str(shards), "--crop_size", "64", "--crops_per_image", "500",
             "--hold_out", names, "--validation", validation)  # fmt: skip
     run("fit", "-c", "configs/recipes/photos.yaml", "--run", str(results), "--trainer.max_steps", str(steps),
         "--data.train", f"{shards}/train-*.tar", "--data.val", f"{shards}/val-*.tar", "--data.test",
@@ -49,7 +49,7 @@ def photos(out: Path, steps: int, workers: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/photos"))
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     photos(arguments.out, arguments.steps, arguments.workers)
