@@ -183,7 +183,7 @@ class PatchMLP(nn.Module):
         preserve_variance_(self.cond_embed)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        # Not zero as well: beside a zero projection the condition would get no gradient for a long time.
+        # Not zero as well: behind a zero projection it would start without a gradient.
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_proj = _zero_linear(width, patch_dim)
 
