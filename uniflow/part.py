@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import sys
 from abc import ABC
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -37,15 +38,37 @@ class Part(nn.Module, ABC):
         object.__setattr__(self, "init_args", recorded)
         return self
 
+    def record_defaults(self, base: type[Part]) -> None:
+        """Record the defaults of `base`'s constructor for arguments that came here as `**kwargs` or not at all.
+
+        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does.
+        """
+        own = inspect.signature(type(self).__init__).parameters
+        for name, parameter in inspect.signature(base.__init__).parameters.items():
+            if parameter.default is not inspect.Parameter.empty and name not in own:
+                self.init_args.setdefault(name, parameter.default)
+
 
 PartT = TypeVar("PartT", bound=Part)
 
 
+def class_path(cls: type) -> str:
+    """The shortest import path of `cls`: "uniflow.encoders.CLIP" where the package exports what its module defines.
+
+    What a package exports is what it promises to keep; its modules may move.
+    """
+    names = cls.__module__.split(".")
+    for end in range(1, len(names)):
+        package = ".".join(names[:end])
+        if getattr(sys.modules.get(package), cls.__qualname__, None) is cls:
+            return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def part_config(part: Part) -> dict[str, Any]:
     """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
-    cls = type(part)
     return {
-        "class_path": f"{cls.__module__}.{cls.__qualname__}",
+        "class_path": class_path(type(part)),
         "init_args": {k: _plain(v) for k, v in part.init_args.items() if not _is_spec(v)},
     }
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniflow.bottleneck import Bottleneck
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.part import build_part, import_part, part_config
+from uniflow.saving import CONFIG_NAME, load_strictly, read_checkpoint, read_directory, write_directory
 from uniflow.version import __version__
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
 
 
@@ -171,16 +166,7 @@ class Tokenizer(nn.Module):
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into `directory`, which is made if need be."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
-        save_file(tensors, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
-        (directory / f".{CONFIG_NAME}").write_text(json.dumps(self.config(), indent=2) + "\n")
-        # safetensors makes files that only their owner can read; others get the rights that any new file has.
-        shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
-        for name in (WEIGHTS_NAME, CONFIG_NAME):
-            os.replace(directory / f".{name}", directory / name)
+        write_directory(Path(directory), self.config(), self.state_dict())
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
@@ -196,54 +182,11 @@ class Tokenizer(nn.Module):
         """
         path = Path(path)
         if path.is_dir():
-            config, tensors = _read_directory(path)
+            config, tensors = read_directory(path)
         elif path.is_file():
-            config, tensors = _read_checkpoint(path)
+            config, tensors = read_checkpoint(path)
         else:
             raise FileNotFoundError(f"no tokenizer at {path}: give a directory with {CONFIG_NAME}, or a checkpoint")
         tokenizer = cls.from_config(config)
-        _load_strictly(tokenizer, tensors, path)
+        load_strictly(tokenizer, tensors, path)
         return tokenizer.eval()
-
-
-def _read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (path / name).is_file():
-            raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
-    try:
-        config = json.loads((path / CONFIG_NAME).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / CONFIG_NAME} is no valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path / CONFIG_NAME} must hold a JSON object")
-    try:
-        return config, load_file(path / WEIGHTS_NAME)
-    except SafetensorError as error:
-        raise ValueError(f"{path / WEIGHTS_NAME} is no valid safetensors file: {error}") from error
-
-
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types for a file that is no checkpoint
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "tokenizer" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
-    weights = {**checkpoint["state_dict"], **checkpoint.get("ema", {})}
-    prefix = "tokenizer."
-    return checkpoint["tokenizer"], {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-
-
-def _load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in own]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"the weights of {path} do not fit its config: {'; '.join(problems[:5])}{more}")
-    module.load_state_dict(tensors)

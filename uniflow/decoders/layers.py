@@ -121,6 +121,17 @@ class GlobalStage(nn.Module):
         return self.position_out(tokens, grid)
 
 
+def time_frequencies(count: int, device: torch.device) -> Tensor:
+    """10000^(-k / count) for k = 0, 1, ..., float32.
+
+    The exponent is a float32 number, as in the reference implementation; its exponential is taken in float64 and
+    rounded, so that all machines and devices agree, which float32 `exp` does not promise.
+    """
+    where = "cpu" if device.type == "mps" else device  # MPS knows no float64
+    exponent = -math.log(10000.0) * torch.arange(count, device=where, dtype=torch.float32) / count
+    return torch.exp(exponent.double()).float().to(device)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal embedding of the flow time, followed by an MLP.
 
@@ -137,9 +148,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Times (...) in [0, 1] -> (..., width)."""
-        half = self.channels // 2
-        steps = torch.arange(half, device=t.device, dtype=torch.float32)
-        frequencies = torch.exp(-math.log(10000.0) * steps / half)
+        frequencies = time_frequencies(self.channels // 2, t.device)
         angles = (1000 * t).to(torch.float32)[..., None] * frequencies
         embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.fc2(F.silu(self.fc1(embedding.to(self.fc1.weight.dtype))))

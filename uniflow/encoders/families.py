@@ -106,6 +106,7 @@ class CLIP(TimmEncoder):
 
     def __init__(self, variant: CLIPVariant = "l14_openai", **timm: Any) -> None:
         super().__init__(_timm_name("CLIP", variant, CLIP_NAMES), **timm)
+        self.record_defaults(TimmEncoder)
 
 
 class SigLIP(TimmEncoder):
@@ -118,6 +119,7 @@ class SigLIP(TimmEncoder):
 
     def __init__(self, variant: SigLIPVariant = "v2_so400m_14_378", **timm: Any) -> None:
         super().__init__(_timm_name("SigLIP", variant, SIGLIP_NAMES), **timm)
+        self.record_defaults(TimmEncoder)
 
 
 class DINOv2(TimmEncoder):
@@ -130,6 +132,7 @@ class DINOv2(TimmEncoder):
 
     def __init__(self, variant: DINOv2Variant = "l14", **timm: Any) -> None:
         super().__init__(_timm_name("DINOv2", variant, DINOV2_NAMES), **timm)
+        self.record_defaults(TimmEncoder)
 
 
 class InternViT(TimmEncoder):
@@ -142,6 +145,7 @@ class InternViT(TimmEncoder):
 
     def __init__(self, variant: InternViTVariant = "300m_v2_5", **timm: Any) -> None:
         super().__init__(_timm_name("InternViT", variant, INTERNVIT_NAMES), **timm)
+        self.record_defaults(TimmEncoder)
 
 
 class DINOv3(TimmEncoder):
@@ -154,6 +158,7 @@ class DINOv3(TimmEncoder):
 
     def __init__(self, variant: DINOv3Variant = "l16", **timm: Any) -> None:
         super().__init__(_timm_name("DINOv3", variant, DINOV3_NAMES), **timm)
+        self.record_defaults(TimmEncoder)
 
 
 def _timm_name(family: str, variant: str, names: Mapping[Any, str]) -> str:

@@ -78,3 +78,4 @@ class SceneViT(TimmEncoder):
             image_size=image_size,
             **timm,
         )
+        self.record_defaults(TimmEncoder)

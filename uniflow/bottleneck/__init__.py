@@ -1,0 +1,6 @@
+"""Bottlenecks: the last hidden state -> latents."""
+
+from uniflow.bottleneck.base import Bottleneck
+from uniflow.bottleneck.mlp import MLPBottleneck
+
+__all__ = ["Bottleneck", "MLPBottleneck"]
