@@ -1,0 +1,67 @@
+"""Finite scalar quantisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from einops import rearrange
+from torch import Tensor
+
+from uniflow.bottleneck.quantized import QuantizedBottleneck, import_library
+from uniflow.specs import EncoderSpec
+
+# The library counts indices in float32, which holds integers up to here.
+MAX_CODEBOOK_SIZE = 2**24
+
+
+class FSQBottleneck(QuantizedBottleneck):
+    """Each channel is bounded by tanh and rounded to a few levels (FSQ, arXiv 2309.15505, section 3).
+
+    There is no codebook to learn, and so no loss: an index numbers the combinations of levels. Gradients pass the
+    rounding unchanged. Latents lie in [-1, 1], len(levels) channels for each codebook.
+
+    Args:
+        encoder: spec of the encoder in front.
+        levels: levels of each channel, at least 3; their product is the codebook's size. The default is the paper's
+            for 2^16 codes (its table of recommended levels): 64,000.
+        num_codebooks: independent groups of such channels.
+        merge: merge squares of so many by so many neighbouring tokens into one latent.
+
+    Raises:
+        ValueError: if a number is below 1, a channel has fewer than 3 levels, or there are more than 2^24 codes.
+        ImportError: without vector-quantize-pytorch.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderSpec,
+        levels: Sequence[int] = (8, 8, 8, 5, 5, 5),
+        num_codebooks: int = 1,
+        merge: int = 1,
+    ) -> None:
+        size = math.prod(levels)
+        if not levels or min(levels) < 3 or size > MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"FSQBottleneck.levels must be at least 3 each, with a product of at most 2^24, got {list(levels)}; "
+                "num_codebooks makes room for more codes"
+            )
+        super().__init__(encoder, len(levels) * num_codebooks, size, num_codebooks, merge)
+        # Without a table of all codes: they are computed where they are needed.
+        self.fsq = import_library("FSQBottleneck").FSQ(list(levels), return_indices=False)
+
+    def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._join(self.fsq.quantize(self._split(tokens))), {}
+
+    def nearest(self, tokens: Tensor) -> Tensor:
+        return self.fsq.codes_to_indices(self.fsq.quantize(self._split(tokens))).long()
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        codes = self.fsq.indices_to_codes(indices.flatten())
+        return self._join(codes.view(*indices.shape, -1))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return rearrange(tokens, "b h w (k c) -> b h w k c", k=self.num_codebooks)
+
+    def _join(self, codes: Tensor) -> Tensor:
+        return rearrange(codes, "b h w k c -> b h w (k c)")

@@ -1,0 +1,59 @@
+"""A Gaussian latent, as of variational autoencoders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uniflow.bottleneck.projection import ProjectedBottleneck
+from uniflow.specs import EncoderSpec
+
+# Range of the log-variance, as in latent diffusion (arXiv 2112.10752): its exponential stays finite in float32.
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
+
+
+class KLBottleneck(ProjectedBottleneck):
+    """A diagonal Gaussian for each latent, held near N(0, 1) (VAE, arXiv 1312.6114; as in arXiv 2112.10752).
+
+    The projection, of normalised tokens, gives mean and log-variance. The latent is a sample in training and the mean
+    in evaluation. The loss "kl" is `weight` times `gaussian_kl`: a sum over the elements of an image's latents and a
+    mean over the batch, as in latent diffusion, where the default weight comes from. So it grows with the image's area.
+
+    Args:
+        encoder: spec of the encoder in front.
+        channels: channels of a latent.
+        weight: factor on the divergence.
+        merge: merge squares of so many by so many neighbouring tokens into one latent.
+
+    Raises:
+        ValueError: if a number is below 1, or the weight below 0.
+    """
+
+    def __init__(self, encoder: EncoderSpec, channels: int = 64, weight: float = 1e-6, merge: int = 1) -> None:
+        # Normalised, or the variances would begin as large as the encoder's last hidden state is.
+        super().__init__(encoder, channels, merge, outputs=2 * channels, normalize=True)
+        if weight < 0:
+            raise ValueError(f"KLBottleneck.weight must not be negative, got {weight}")
+        self.weight = weight
+
+    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = self.project(features).permute(0, 3, 1, 2)
+        # A variance loses most of its digits in bfloat16.
+        mean, log_variance = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).chunk(2, dim=1)
+        log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
+        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        return latents.to(self.fc2.weight.dtype), {"kl": self.weight * gaussian_kl(mean, log_variance)}
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, exp(log_variance)) || N(0, 1)) in nats (arXiv 1312.6114, appendix B).
+
+    Args:
+        mean: (B, ...).
+        log_variance: the same shape.
+
+    Returns:
+        A scalar: 1/2 sum (mean^2 + exp(log_variance) - 1 - log_variance) over all but the first axis, mean over that.
+    """
+    terms = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return terms.flatten(1).sum(dim=1).mean()

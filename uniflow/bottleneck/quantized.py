@@ -1,0 +1,103 @@
+"""What the discrete bottlenecks of this package share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniflow.bottleneck.projection import ProjectedBottleneck
+from uniflow.specs import EncoderSpec
+
+
+class QuantizedBottleneck(ProjectedBottleneck):
+    """Base class of bottlenecks whose latents are entries of K codebooks, in float32 at least.
+
+    A subclass implements the three steps below on tokens with their channels last. In evaluation mode `forward` looks
+    up what `nearest` finds, so `from_indices(indices(features))` are its latents, bit for bit.
+
+    Args:
+        encoder: spec of the encoder in front.
+        channels: channels of a latent.
+        codebook_size: entries of each codebook.
+        num_codebooks: codebooks K.
+        merge: merge squares of so many by so many neighbouring tokens into one latent.
+
+    Raises:
+        ValueError: if a number is below 1, or a codebook has fewer than 2 entries.
+    """
+
+    codebook_size: int
+    num_codebooks: int
+
+    def __init__(self, encoder: EncoderSpec, channels: int, codebook_size: int, num_codebooks: int, merge: int) -> None:
+        if codebook_size < 2 or num_codebooks < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 1 codebook of at least 2 entries, got {num_codebooks} of "
+                f"{codebook_size}"
+            )
+        # The last hidden state of a ViT, before its final norm, can be of any size: a bound on it would saturate, and
+        # distances and their loss would scale with the encoder.
+        super().__init__(encoder, channels, merge, normalize=True)
+        self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
+
+    @abstractmethod
+    def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of training: the codes of `tokens`, with a gradient to them, and auxiliary losses.
+
+        Args:
+            tokens: the projection's output (B, h, w, C), float32 or float64.
+
+        Returns:
+            Codes of the same shape, and scalars by name.
+        """
+
+    @abstractmethod
+    def nearest(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, h, w, C), float32 or float64 -> indices of their codes, int64, (B, h, w, K). Changes nothing."""
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices (B, h, w, K) -> codes (B, h, w, C)."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self._tokens(features)
+        codes, losses = self.quantize(tokens) if self.training else (self.lookup(self.nearest(tokens)), {})
+        return self._latents(codes), losses
+
+    def indices(self, features: Tensor) -> Tensor:
+        return self.nearest(self._tokens(features))
+
+    def from_indices(self, indices: Tensor) -> Tensor:
+        if indices.ndim != 4 or indices.shape[-1] != self.num_codebooks:
+            raise ValueError(f"indices must be (B, h, w, {self.num_codebooks}), got {tuple(indices.shape)}")
+        if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+            raise ValueError(f"indices must be integers, got {indices.dtype}")
+        if indices.numel() and not (int(indices.min()) >= 0 and int(indices.max()) < self.codebook_size):
+            raise ValueError(
+                f"indices must lie between 0 and {self.codebook_size - 1}, got {int(indices.min())} to "
+                f"{int(indices.max())}"
+            )
+        return self._latents(self.lookup(indices.long()))
+
+    def _tokens(self, features: Tensor) -> Tensor:
+        tokens = self.project(features)
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+
+    def _latents(self, codes: Tensor) -> Tensor:
+        return codes.permute(0, 3, 1, 2).to(self.fc2.weight.dtype)
+
+
+def import_library(user: str) -> Any:
+    """The package vector-quantize-pytorch; its import takes seconds, so only those who use it wait for it.
+
+    Raises:
+        ImportError: if it is not installed; `user` is the class that needs it.
+    """
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise ImportError(f"{user} needs vector-quantize-pytorch: pip install 'uniflow[vq]'") from error
+    return vector_quantize_pytorch
