@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from jsonargparse import ArgumentParser
 
-from uniflow.encoders import VisionEncoder, families
+from uniflow.encoders import VisionEncoder, families, transformers_towers
 from uniflow.part import build_part, part_config
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +37,10 @@ def test_table_of_variants():
     for family in ("CLIP", "SigLIP", "DINOv2", "InternViT", "DINOv3"):
         row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{family}`"))
         assert re.findall(r"`([^`]+)`", row.split("|")[2]) == list(get_args(getattr(families, f"{family}Variant")))
+
+
+def test_table_of_towers():
+    assert re.findall(r"^\|[^|]*\| `(\w+)` \| \d \|$", PAGE, re.MULTILINE) == list(transformers_towers.FAMILIES)
 
 
 def test_files_that_the_page_names_exist():

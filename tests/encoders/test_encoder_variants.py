@@ -1,5 +1,6 @@
 """Every named variant is a model that timm has weights for, and every component file names a real encoder."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -9,8 +10,20 @@ import timm
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from tiny_towers import TOWERS
 
-from uniflow.encoders import CLIP, DINOv2, DINOv3, InternViT, SceneViT, SigLIP, TimmEncoder, VisionEncoder, families
+from uniflow.encoders import (
+    CLIP,
+    DINOv2,
+    DINOv3,
+    InternViT,
+    SceneViT,
+    SigLIP,
+    TimmEncoder,
+    TransformersEncoder,
+    VisionEncoder,
+    families,
+)
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "encoders").glob("*.yaml"))
 FAMILIES = {
@@ -19,6 +32,11 @@ FAMILIES = {
     DINOv2: (families.DINOv2Variant, families.DINOV2_NAMES),
     InternViT: (families.InternViTVariant, families.INTERNVIT_NAMES),
     DINOv3: (families.DINOv3Variant, families.DINOV3_NAMES),
+}
+# The configs of towers are on the hub: these stand for them.
+TINY_CONFIGS = {
+    "transformers_clip_l14": TOWERS["clip"] | {"image_size": 224},
+    "transformers_any": TOWERS["internvit"] | {"image_size": 448},
 }
 VARIANTS = [(family, variant) for family, (_, names) in FAMILIES.items() for variant in names]
 
@@ -65,7 +83,9 @@ def test_unknown_variant_lists_the_known_ones():
 
 def test_every_family_has_a_component_file():
     used = {yaml.safe_load(path.read_text())["class_path"] for path in CONFIGS}
-    assert used == {f"uniflow.encoders.{cls.__name__}" for cls in (*FAMILIES, SceneViT, TimmEncoder)}
+    assert used == {
+        f"uniflow.encoders.{cls.__name__}" for cls in (*FAMILIES, SceneViT, TimmEncoder, TransformersEncoder)
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -74,9 +94,12 @@ def test_component_file(path):
     for start in ("# Source: ", "# Weights: ", "# License of the weights: ", "# Use: uniflow fit ", "# Result: "):
         assert any(line.startswith(start) for line in header), f"no {start!r} in the header"
     assert any(f"configs/encoders/{path.name}" in line for line in header)
-    tiny = ("weights=null", "depth=2", "embed_dim=32", "num_heads=2", "tune=1")
-    encoder = encoder_of(f"--encoder={path}", *(f"--encoder.{argument}" for argument in tiny))
     component = yaml.safe_load(path.read_text())
+    if component["class_path"].endswith("TransformersEncoder"):
+        tiny = [f"config={json.dumps(TINY_CONFIGS[path.stem])}"]
+    else:
+        tiny = ["depth=2", "embed_dim=32", "num_heads=2"]
+    encoder = encoder_of(f"--encoder={path}", *(f"--encoder.{word}" for word in ("weights=null", "tune=1", *tiny)))
     assert f"uniflow.encoders.{type(encoder).__name__}" == component["class_path"]
     arguments = encoder.init_args
     assert {**component["init_args"], "weights": None, "tune": 1}.items() <= arguments.items()

@@ -4,6 +4,7 @@ from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.encoders.families import CLIP, DINOv2, DINOv3, InternViT, SigLIP
 from uniflow.encoders.scene_vit import SceneViT
 from uniflow.encoders.timm_encoder import TimmEncoder
+from uniflow.encoders.transformers_encoder import TransformersEncoder
 
 __all__ = [
     "CLIP",
@@ -14,5 +15,6 @@ __all__ = [
     "SceneViT",
     "SigLIP",
     "TimmEncoder",
+    "TransformersEncoder",
     "VisionEncoder",
 ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniflow.part import Part
 from uniflow.specs import EncoderSpec
+
+Tune = Literal["full", "frozen"] | int
 
 
 @dataclass
@@ -71,3 +74,25 @@ class VisionEncoder(Part):
         mean = torch.tensor(self.spec.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
         std = torch.tensor(self.spec.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
         return ((images - mean) / std).to(dtype)
+
+
+def set_trainable(model: nn.Module, blocks: nn.ModuleList, tune: Tune) -> None:
+    """Let the parameters of `model` that `tune` stands for require a gradient, and no others.
+
+    Args:
+        model: the whole encoder.
+        blocks: its transformer blocks, first to last.
+        tune: `full`, `frozen`, or a number k for the last k blocks only.
+
+    Raises:
+        ValueError: if `tune` is none of these.
+    """
+    depth = len(blocks)
+    if tune not in ("full", "frozen") and (
+        isinstance(tune, bool) or not isinstance(tune, int) or not 1 <= tune <= depth
+    ):
+        raise ValueError(f"tune must be 'full', 'frozen' or a number of last blocks from 1 to {depth}, not {tune!r}")
+    model.requires_grad_(tune == "full")
+    if isinstance(tune, int):
+        for block in blocks[-tune:]:
+            block.requires_grad_(True)

@@ -1,13 +1,15 @@
-"""Weights of timm ViTs: from the hub or from a local safetensors file, strictly, with a report of what does not fit."""
+"""Weights of encoders: safetensors only, strictly, with a report of what does not fit; timm's come from its hub."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors
-import safetensors.torch
 import timm
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
@@ -16,16 +18,34 @@ from torch import Tensor, nn
 _BEHIND_THE_BLOCKS = ("norm.", "fc_norm.", "head.", "attn_pool.", "pre_logits.", "head_dist.", "mask_token")
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file; nothing else is accepted, and nothing is unpickled.
+def read_safetensors(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file; nothing else is accepted, and nothing is unpickled.
+
+    Args:
+        path: the file.
+        prefix: only tensors whose names start with it are read, and it is taken off.
 
     Raises:
         ValueError: if there is no such file or it is not in the safetensors format.
     """
+    with _open_safetensors(path) as file:
+        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  # it is no dict
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
+
+
+def safetensors_keys(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the tensors in a safetensors file; raises as `read_safetensors`."""
+    with _open_safetensors(path) as file:
+        return list(file.keys())
+
+
+@contextmanager
+def _open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
     if not Path(path).is_file():
         raise ValueError(f"weights: no such file: {os.fspath(path)!r}; give a safetensors file, 'pretrained' or null")
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt") as file:
+            yield file
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"weights: {os.fspath(path)!r} is not a safetensors file ({error}); pickled checkpoints are not read, "
@@ -87,19 +107,41 @@ def load_timm_state(model: nn.Module, state: dict[str, Tensor], source: str, ant
     if patch_fits:
         state = _timm_filter(model, state, source, antialias)
     state = {key: value for key, value in state.items() if not key.startswith(_BEHIND_THE_BLOCKS)}
+    shared = expected.keys() & state.keys()
+    refuse_misfits(
+        source,
+        missing=expected.keys() - shared,
+        unexpected=state.keys() - shared,
+        misshapen=[(k, state[k].shape, expected[k].shape) for k in shared if state[k].shape != expected[k].shape],
+    )
+    model.load_state_dict(state)
+
+
+def refuse_misfits(
+    source: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    misshapen: Iterable[tuple[str, Iterable[int], Iterable[int]]],
+) -> None:
+    """Raise if tensors do not fit a model, with a report of them; do nothing if there are none.
+
+    Args:
+        source: where the tensors come from, for the message.
+        missing: names that the model has and the source has not.
+        unexpected: names that the source has and the model has not.
+        misshapen: name, shape in the source and shape in the model.
+
+    Raises:
+        ValueError: naming the missing, unexpected and misshapen tensors.
+    """
     report = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "misshapen": [
-            f"{key} is {tuple(state[key].shape)}, needs {tuple(expected[key].shape)}"
-            for key in sorted(expected.keys() & state.keys())
-            if state[key].shape != expected[key].shape
-        ],
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "misshapen": [f"{key} is {tuple(given)}, needs {tuple(needed)}" for key, given, needed in sorted(misshapen)],
     }
     if any(report.values()):
         lines = [f"{len(keys)} {kind} ({_shorten(keys)})" for kind, keys in report.items() if keys]
         raise ValueError(f"weights: {source} does not fit this encoder: {'; '.join(lines)}")
-    model.load_state_dict(state)
 
 
 def _timm_filter(model: nn.Module, state: dict[str, Tensor], source: str, antialias: bool) -> dict[str, Tensor]:

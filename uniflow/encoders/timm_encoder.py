@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from types import MethodType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
 from uniflow.encoders.loading import load_timm_state, read_weights
 from uniflow.specs import EncoderSpec
-
-Tune = Literal["full", "frozen"] | int
 
 
 class TimmEncoder(VisionEncoder):
@@ -32,11 +31,12 @@ class TimmEncoder(VisionEncoder):
         tune: what is trained: `full`, `frozen`, or a number k for the last k blocks only.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
         pos_embed_antialias: antialias when the position embedding is resampled to a smaller grid, as timm does.
-        depth: number of blocks in place of the variant's; like the next four only with weights null or a file.
+        depth: number of blocks in place of the variant's; like the next five only with weights null or a file.
         embed_dim: channels in place of the variant's.
         num_heads: attention heads in place of the variant's.
         patch_size: side of a patch in pixels in place of the variant's.
         image_size: side in pixels of the images that the position embedding is made for, in place of the variant's.
+        mlp_ratio: hidden channels of a block's MLP over `embed_dim`, in place of the variant's.
 
     Raises:
         ValueError: for an unknown name, a model that is not a ViT, sizes that do not go together, or weights that
@@ -58,6 +58,7 @@ class TimmEncoder(VisionEncoder):
         num_heads: int | None = None,
         patch_size: int | None = None,
         image_size: int | None = None,
+        mlp_ratio: float | None = None,
     ) -> None:
         super().__init__()
         given = {
@@ -66,6 +67,7 @@ class TimmEncoder(VisionEncoder):
             "num_heads": num_heads,
             "patch_size": patch_size,
             "img_size": image_size,
+            "mlp_ratio": mlp_ratio,
         }
         sizes = {key: value for key, value in given.items() if value is not None}
         if weights == "pretrained" and sizes:
@@ -81,8 +83,13 @@ class TimmEncoder(VisionEncoder):
             _switch_off_antialiasing(self.model, name)
         if state is not None:
             load_timm_state(self.model, state, repr(str(weights)), pos_embed_antialias)
-        _set_trainable(self.model, tune)
+        set_trainable(self.model, self.blocks, tune)
         self.set_gradient_checkpointing(gradient_checkpointing)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
+        return self.model.blocks
 
     def set_gradient_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass (less memory, same loss), or keep them."""
@@ -109,10 +116,12 @@ def _check_name(name: str) -> None:
         raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
 
 
-def _create_vit(name: str, sizes: dict[str, int], further: dict[str, Any]) -> Any:
+def _create_vit(name: str, sizes: Mapping[str, float], further: dict[str, Any]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
     for key, value in sizes.items():
-        if value < 1:
+        if key == "mlp_ratio" and not value > 0:
+            raise ValueError(f"mlp_ratio must be positive, not {value}")
+        if key != "mlp_ratio" and value < 1:
             raise ValueError(f"{key.replace('img_size', 'image_size')} must be at least 1, not {value}")
     try:
         arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **sizes, **further}
@@ -136,17 +145,6 @@ def _spec(model: Any, image_size: int | None) -> EncoderSpec:
         mean=tuple(model.pretrained_cfg["mean"]),
         std=tuple(model.pretrained_cfg["std"]),
     )
-
-
-def _set_trainable(model: Any, tune: Tune) -> None:
-    model.requires_grad_(tune == "full")
-    if tune in ("full", "frozen"):
-        return
-    depth = len(model.blocks)
-    if isinstance(tune, bool) or not isinstance(tune, int) or not 1 <= tune <= depth:
-        raise ValueError(f"tune must be 'full', 'frozen' or a number of last blocks from 1 to {depth}, not {tune!r}")
-    for block in model.blocks[-tune:]:
-        block.requires_grad_(True)
 
 
 def _switch_off_antialiasing(model: Any, name: str) -> None:
