@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import uniflow.decoders
-from uniflow.decoders import PatchFlowDecoder, PixelDecoder, RegressionDecoder
-from uniflow.decoders.flow import velocity_target
+from uniflow.decoders import ConvDecoder, PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
+from uniflow.decoders.flow import data_to_velocity, velocity_target, velocity_to_data
 from uniflow.decoders.layers import PositionEmbedding, patchify, sincos_2d, unpatchify
 from uniflow.part import build_part, part_config
 from uniflow.specs import LatentSpec
@@ -16,6 +16,8 @@ SPEC = LatentSpec(channels=8, patch_size=4)
 TINY = {
     PatchFlowDecoder: {"width": 48, "num_heads": 2, "global_depth": 1, "flow_depth": 2},
     RegressionDecoder: {"width": 48, "num_heads": 2, "global_depth": 1, "head_depth": 2},
+    ViTDecoder: {"width": 48, "num_heads": 2, "depth": 2},
+    ConvDecoder: {"width": 32, "min_width": 8, "depth": 1, "groups": 4},
 }
 DECODERS = [
     cls
@@ -59,6 +61,59 @@ def test_loss_and_decode(cls, grid):
 
 
 @pytest.mark.parametrize("cls", DECODERS)
+def test_the_estimate_comes_with_the_same_loss(cls):
+    decoder = make(cls)
+    latents, images = torch.randn(2, 8, 2, 3, requires_grad=True), torch.rand(2, 3, 8, 12)
+    torch.manual_seed(3)
+    alone = decoder.loss(latents, images)
+    torch.manual_seed(3)
+    losses, estimate = decoder.loss_and_estimate(latents, images)
+    assert losses.keys() == alone.keys()
+    assert all(torch.equal(losses[name], alone[name]) for name in alone)
+    assert estimate.shape == images.shape
+    estimate.square().mean().backward()
+    assert latents.grad.abs().sum() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert decoder.loss_and_estimate(latents.detach(), images)[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("cls", DECODERS)
+def test_a_decoder_that_knows_no_estimate_decodes_one(cls):
+    decoder = make(cls)
+    latents, images = torch.randn(2, 8, 2, 3), torch.rand(2, 3, 8, 12)
+    torch.manual_seed(3)
+    losses, estimate = PixelDecoder.loss_and_estimate(decoder, latents, images)
+    torch.manual_seed(3)
+    assert all(torch.equal(losses[name], loss) for name, loss in decoder.loss(latents, images).items())
+    assert torch.equal(estimate, decoder.decode(latents))
+    if cls is not PatchFlowDecoder:  # what is painted in one go is its own estimate
+        assert torch.equal(decoder.loss_and_estimate(latents, images)[1], estimate)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_a_flow_estimates_from_the_pass_of_its_loss(prediction):
+    decoder = make(prediction=prediction, pixel_mean=(0.4, 0.5, 0.6))
+    latents, images, noise = torch.randn(2, 8, 2, 3), torch.rand(2, 3, 8, 12), torch.randn(2, 6, 48)
+    passes = []
+    decoder.head.register_forward_hook(lambda *_: passes.append(1))
+
+    def estimate(t):
+        decoder.draw = lambda data: (noise, torch.full((2, 6), t))
+        return decoder.loss_and_estimate(latents, images)[1]
+
+    at_noise = estimate(0.0)
+    assert len(passes) == 1
+    torch.testing.assert_close(at_noise, decoder.decode(latents, noise=unpatchify(noise, 4, (2, 3))))
+    if prediction == "velocity":  # x_t + (1 - t) v, with nothing left to go at t = 1
+        torch.testing.assert_close(estimate(1.0), images)
+    # A velocity at x_t and the data that it implies are the same prediction.
+    x_t, t = torch.randn(3, 48), torch.rand(3) * 0.9
+    velocity = decoder.velocity(x_t, t, torch.randn(3, 48))
+    implied = velocity_to_data(velocity, x_t, t[:, None])
+    torch.testing.assert_close(data_to_velocity(implied, x_t, t[:, None]), velocity, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", DECODERS)
 def test_training_lowers_the_loss(cls):
     decoder = make(cls, **({"prediction": "data"} if cls is PatchFlowDecoder else {}))
     torch.manual_seed(1)
@@ -91,6 +146,7 @@ def test_it_is_rebuilt_from_its_config(cls):
         {"prediction": "data"},
         {"uniform_share": 1.0},
         {"end_point_mass": 0.9},
+        {"loss_on": "data"},
         {"condition_dropout": 0.9},
         {"pixel_mean": (0.4, 0.5, 0.6)},
         {"pixel_std": (0.2, 0.2, 0.2)},
@@ -191,3 +247,16 @@ def test_position_embeddings_work_at_any_grid(learned_grid):
         if learned_grid is None or grid == learned_grid:
             torch.testing.assert_close(added[0], sincos_2d(16, grid)[0])
     assert len(list(embedding.parameters())) == (0 if learned_grid is None else 1)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_a_loss_on_data_weighs_the_velocitys_error_by_the_remaining_time(prediction):
+    decoder = make(prediction=prediction)
+    torch.manual_seed(1)
+    data, noise, condition = torch.randn(2, 6, 48), torch.randn(2, 6, 48), torch.randn(2, 6, 48)
+    t = torch.rand(2, 6) * 0.9
+    error = decoder.velocity((1 - t)[..., None] * noise + t[..., None] * data, t, condition) - (data - noise)
+    assert decoder.flow_loss(condition, data, noise, t).item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+    decoder.loss_on = "data"
+    expected = (error * (1 - t)[..., None]).square().mean()
+    assert decoder.flow_loss(condition, data, noise, t).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,7 +1,19 @@
-"""Decoders: latents -> pixels."""
+"""Decoders: latents -> pixels; and losses on the painted images."""
 
 from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.conv import ConvDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
+from uniflow.decoders.pixel_losses import Adversarial, Perceptual, PixelLoss
 from uniflow.decoders.regression import RegressionDecoder
+from uniflow.decoders.vit import ViTDecoder
 
-__all__ = ["PatchFlowDecoder", "PixelDecoder", "RegressionDecoder"]
+__all__ = [
+    "Adversarial",
+    "ConvDecoder",
+    "PatchFlowDecoder",
+    "Perceptual",
+    "PixelDecoder",
+    "PixelLoss",
+    "RegressionDecoder",
+    "ViTDecoder",
+]

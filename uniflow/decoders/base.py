@@ -25,6 +25,70 @@ class PixelDecoder(Part):
             images: the pixels to paint, float in [0, 1], (B, 3, h * patch_size, w * patch_size).
         """
 
+    def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Training losses, and a differentiable one-step estimate of the images that losses on pixels can judge.
+
+        A decoder whose loss already predicts the images overrides this and spares the second pass.
+
+        Args:
+            latents: (B, C, h, w).
+            images: as for `loss`.
+
+        Returns:
+            What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, float32 at least.
+        """
+        return self.loss(latents, images), self.decode(latents, steps=1)
+
+    def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """The noise that `decode` draws for `latents` (B, C, h, w) when none is given.
+
+        A decoder that draws noise overrides this, so that tiles can share one drawing.
+
+        Args:
+            latents: (B, C, h, w).
+            generator: source of the noise.
+
+        Returns:
+            Standard normal (B, 3, H, W), float32 at least; None for a deterministic decoder.
+        """
+        return None
+
+    def context(self, latents: Tensor) -> Tensor:
+        """What painting a place needs to know of the whole picture, as an image.
+
+        A decoder with a part that looks at the whole picture and another that paints each place on its own overrides
+        this and `decode_context`: tiled decoding runs the first part once, and only the second by tiles.
+
+        Args:
+            latents: (B, C, h, w).
+
+        Returns:
+            (B, K, h, w) for any K; the latents themselves by default.
+        """
+        return latents
+
+    def decode_context(
+        self,
+        context: Tensor,
+        *,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Paint what `context` describes; `decode(latents)` is `decode_context(context(latents))`.
+
+        Args:
+            context: (B, K, h, w), what `context` gave, or a window cut from it.
+            steps: as for `decode`; None leaves them to the decoder.
+            noise: as for `decode`, of the window's size.
+            generator: as for `decode`.
+
+        Returns:
+            Images (B, 3, h * patch_size, w * patch_size), as `decode` gives them.
+        """
+        chosen = {} if steps is None else {"steps": steps}
+        return self.decode(context, **chosen, noise=noise, generator=generator)
+
     @abstractmethod
     def decode(
         self,

@@ -36,6 +36,11 @@ def data_to_velocity(data: Tensor, x_t: Tensor, t: Tensor, *, min_remaining: flo
     return (data - x_t) / (1 - t).clamp_min(min_remaining)
 
 
+def velocity_to_data(velocity: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """The clean sample that a velocity at x_t implies: x_t + (1 - t) v."""
+    return x_t + (1 - t) * velocity
+
+
 def sample_times(
     shape: tuple[int, ...],
     *,

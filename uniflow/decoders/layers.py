@@ -55,7 +55,8 @@ class PositionEmbedding(nn.Module):
     def __init__(self, width: int, learned_grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.width = width
-        self.learned_grid = learned_grid
+        # A saved config is JSON, where a tuple comes back as a list, which equals no grid.
+        self.learned_grid = None if learned_grid is None else (learned_grid[0], learned_grid[1])
         self.table: nn.Parameter | None = None
         if learned_grid is not None:
             self.table = nn.Parameter(sincos_2d(width, learned_grid))
@@ -66,13 +67,15 @@ class PositionEmbedding(nn.Module):
         if self.table is None or self.learned_grid is None:
             return tokens + self._fixed(grid, tokens.device, tokens.dtype)
         table: Tensor = self.table
-        if grid != self.learned_grid:
+        if torch.compiler.is_exporting() or grid != self.learned_grid:  # an exported program takes any grid
             image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
             resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
             table = rearrange(resized, "1 c h w -> 1 (h w) c")
         return tokens + table.to(tokens.dtype)
 
     def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        if torch.compiler.is_exporting():  # the grid is symbolic there, and no key of a dict
+            return sincos_2d(self.width, grid).to(device=device, dtype=dtype)
         key = (grid, device, dtype)
         if key not in self._cache:
             if len(self._cache) >= 8:  # a stream of ever new sizes must not fill the memory
@@ -161,7 +164,7 @@ class AdaLNBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.modulation = _zero_linear(width, 3 * width)
+        self.modulation = zero_linear(width, 3 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """x and condition (..., width)."""
@@ -194,7 +197,7 @@ class PatchMLP(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         # Not zero as well: behind a zero projection it would start without a gradient.
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.final_proj = _zero_linear(width, patch_dim)
+        self.final_proj = zero_linear(width, patch_dim)
 
     def forward(self, condition: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """Predict one patch per condition.
@@ -221,7 +224,7 @@ class PatchMLP(nn.Module):
         return self.final_proj(self.final_norm(x) * (1 + scale) + shift)
 
 
-def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer that starts as zero: every residual block as the identity, the output as the target's mean."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)

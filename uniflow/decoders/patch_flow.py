@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from uniflow.decoders.base import PixelDecoder
@@ -19,6 +20,7 @@ from uniflow.decoders.flow import (
     sample_times,
     step_times,
     velocity_target,
+    velocity_to_data,
 )
 from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
 from uniflow.specs import LatentSpec
@@ -38,10 +40,14 @@ class PatchFlowDecoder(PixelDecoder):
         prediction: what the network predicts: "velocity" (the paper), or "data", the clean patch, from which the
             velocity follows as (x_hat - x_t) / (1 - t). A velocity network has to pass 3 p^2 noise values and needs
             a width above that; a data network does not.
+        loss_on: what the squared error is taken of: "velocity" (the paper), or "data", the clean patch, which weighs
+            the velocity's error by (1 - t)^2. The difference is large where data are predicted: near t = 1, where x_t
+            shows the patch, the velocity's error is the patch's divided by a small 1 - t.
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)).
         end_point_mass: share of training times at exactly t = 0, where one-step decoding lives.
         condition_dropout: probability in training that a picture's condition is replaced by zeros; guidance needs it.
         guidance: classifier-free guidance when decoding; 1 is none.
+        steps: sampler steps of `decode` where it is given none.
         step_schedule: "linear", or "power" with exponent `step_power`.
         step_power: see `step_schedule`.
         start: what decoding starts from when no noise is given: "random" (drawn) or "zero".
@@ -50,7 +56,7 @@ class PatchFlowDecoder(PixelDecoder):
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
 
     Raises:
-        ValueError: for shares outside [0, 1] or a width that the heads do not divide.
+        ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
     """
 
     def __init__(
@@ -61,10 +67,12 @@ class PatchFlowDecoder(PixelDecoder):
         num_heads: int = 16,
         flow_depth: int = 12,
         prediction: Literal["velocity", "data"] = "velocity",
+        loss_on: Literal["velocity", "data"] = "velocity",
         uniform_share: float = 0.1,
         end_point_mass: float = 0.0,
         condition_dropout: float = 0.0,
         guidance: float = 1.0,
+        steps: int = 1,
         step_schedule: Literal["linear", "power"] = "linear",
         step_power: float = 1.0,
         start: Literal["random", "zero"] = "random",
@@ -81,6 +89,7 @@ class PatchFlowDecoder(PixelDecoder):
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"PatchFlowDecoder.{name} must lie in [0, 1], got {share}")
+        step_times(steps, schedule=step_schedule, power=step_power)  # raises for steps that do not work
         patch_dim = 3 * latent.patch_size**2
         if prediction == "velocity" and width < patch_dim:
             warnings.warn(
@@ -89,19 +98,28 @@ class PatchFlowDecoder(PixelDecoder):
                 stacklevel=2,
             )
         self.spec = latent
-        self.prediction = prediction
+        self.prediction, self.loss_on = prediction, loss_on
         self.uniform_share, self.end_point_mass = uniform_share, end_point_mass
         self.condition_dropout, self.guidance = condition_dropout, guidance
-        self.step_schedule, self.step_power, self.start = step_schedule, step_power, start
+        self.steps, self.step_schedule, self.step_power, self.start = steps, step_schedule, step_power, start
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
         self.head = PatchMLP(patch_dim, width, flow_depth)
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`{"flow": mean squared error of the velocity}`, one time and one noise for each patch."""
+        return self.loss_and_estimate(latents, images)[0]
+
+    def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`loss`, and the clean pictures that the same prediction implies: x_t + (1 - t) v in each patch.
+
+        Every patch has its own time t, so its estimate has seen that much of the true patch; at t = 0 it is what
+        `decode` paints in one step without guidance. A dropped condition is dropped here, too.
+        """
         data = patchify((images - self._pixels(self.pixel_mean, images)) / self._pixels(self.pixel_std, images), self.p)
         noise, t = self.draw(data)
-        return {"flow": self.flow_loss(self.condition(latents), data, noise, t)}
+        loss, patches = self._loss_and_patches(self.condition(latents), data, noise, t)
+        return {"flow": loss}, self._paint(patches, (latents.shape[-2], latents.shape[-1]))
 
     def draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Noise (B, N, 3 p^2) and times (B, N) for the patches `data` (B, N, 3 p^2) of one training batch."""
@@ -114,7 +132,7 @@ class PatchFlowDecoder(PixelDecoder):
         return torch.randn_like(data), times.to(data.dtype)
 
     def flow_loss(self, condition: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least.
+        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least; times (1 - t)^2 on "data".
 
         Args:
             condition: (..., width).
@@ -122,13 +140,25 @@ class PatchFlowDecoder(PixelDecoder):
             noise: standard normal, shaped as `data`.
             t: times (...) in [0, 1].
         """
+        return self._loss_and_patches(condition, data, noise, t)[0]
+
+    def _loss_and_patches(self, condition: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """`flow_loss` and the clean patches (..., 3 p^2) that the prediction implies, in the target range."""
         if self.training and self.condition_dropout > 0:
             keep = torch.rand(condition.shape[0], device=condition.device) >= self.condition_dropout
             condition = condition * keep.view(-1, *[1] * (condition.ndim - 1)).to(condition.dtype)
-        velocity = self.velocity(interpolate(noise, data, t[..., None]), t, condition)
+        x_t = interpolate(noise, data, t[..., None])
+        prediction = self.head(condition, x_t, t)
+        velocity = self._velocity_of(prediction, x_t, t)
         with torch.autocast(data.device.type, enabled=False):
             dtype = torch.promote_types(velocity.dtype, torch.float32)
-            return F.mse_loss(velocity.to(dtype), velocity_target(noise, data).to(dtype))
+            if self.prediction == "data":
+                patches = prediction.to(dtype)
+            else:
+                patches = velocity_to_data(velocity.to(dtype), x_t.to(dtype), t[..., None].to(dtype))
+            if self.loss_on == "data":
+                return F.mse_loss(patches, data.to(dtype)), patches
+            return F.mse_loss(velocity.to(dtype), velocity_target(noise, data).to(dtype)), patches
 
     def condition(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> condition (B, h w, width)."""
@@ -136,7 +166,9 @@ class PatchFlowDecoder(PixelDecoder):
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., width)."""
-        prediction = self.head(condition, x_t, t)
+        return self._velocity_of(self.head(condition, x_t, t), x_t, t)
+
+    def _velocity_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "velocity":
             return prediction
         dtype = torch.promote_types(prediction.dtype, torch.float32)
@@ -146,21 +178,40 @@ class PatchFlowDecoder(PixelDecoder):
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        b, _, h, w = latents.shape
-        shape = (b, 3, h * self.p, w * self.p)
+        if noise is None:
+            noise = self.draw_noise(latents, generator)
+        return self.decode_context(self.context(latents), steps=steps, noise=noise)
+
+    def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        if self.start == "zero":
+            return None
         # The path is integrated in float32 at least, whatever the latents' type.
         dtype = torch.promote_types(latents.dtype, torch.float32)
-        if noise is None and self.start == "zero":
-            noise = torch.zeros(shape, device=latents.device, dtype=dtype)
-        elif noise is None:
-            noise = torch.randn(shape, device=latents.device, dtype=dtype, generator=generator)
+        return torch.randn(self._image_shape(latents), device=latents.device, dtype=dtype, generator=generator)
+
+    def context(self, latents: Tensor) -> Tensor:
+        return rearrange(self.condition(latents), "b (h w) c -> b c h w", h=latents.shape[-2])
+
+    def decode_context(
+        self,
+        context: Tensor,
+        *,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        shape, dtype = self._image_shape(context), torch.promote_types(context.dtype, torch.float32)
+        if noise is None:
+            noise = self.draw_noise(context, generator)
+        if noise is None:
+            noise = torch.zeros(shape, device=context.device, dtype=dtype)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise must have the images' shape {shape}, got {tuple(noise.shape)}")
-        condition = self.condition(latents)
+        condition = rearrange(context, "b c h w -> b (h w) c")
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full(x.shape[:-1], t, device=x.device, dtype=x.dtype)
@@ -169,15 +220,22 @@ class PatchFlowDecoder(PixelDecoder):
                 v = guide(v, self.velocity(x, times, torch.zeros_like(condition)), self.guidance)
             return v.to(x.dtype)
 
-        times = step_times(steps, schedule=self.step_schedule, power=self.step_power)
+        times = step_times(self.steps if steps is None else steps, schedule=self.step_schedule, power=self.step_power)
         patches = euler(velocity, patchify(noise.to(dtype), self.p), times)
-        images = unpatchify(patches, self.p, (h, w))
-        return images * self._pixels(self.pixel_std, images) + self._pixels(self.pixel_mean, images)
+        return self._paint(patches, (context.shape[-2], context.shape[-1]))
+
+    def _image_shape(self, latents: Tensor) -> tuple[int, ...]:
+        return (latents.shape[0], 3, latents.shape[-2] * self.p, latents.shape[-1] * self.p)
 
     @property
     def p(self) -> int:
         """Side of a patch in pixels."""
         return self.spec.patch_size
+
+    def _paint(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patches (B, h w, 3 p^2) in the target range -> images (B, 3, H, W), nominally in [0, 1]."""
+        images = unpatchify(patches, self.p, grid)
+        return images * self._pixels(self.pixel_std, images) + self._pixels(self.pixel_mean, images)
 
     @staticmethod
     def _pixels(values: Sequence[float], like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from uniflow.decoders.base import PixelDecoder
@@ -42,11 +43,15 @@ class RegressionDecoder(PixelDecoder):
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`{"regression": mean squared error}` on pixels mapped to [-1, 1], so of the flow loss's scale."""
-        prediction = self.head(self.global_stage(latents))
+        return self.loss_and_estimate(latents, images)[0]
+
+    def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`loss`, and the pictures that it judged."""
+        patches = self._patches(self.global_stage(latents))
         with torch.autocast(images.device.type, enabled=False):
-            dtype = torch.promote_types(prediction.dtype, torch.float32)
             target = patchify(images * 2 - 1, self.spec.patch_size)
-            return {"regression": F.mse_loss(prediction.to(dtype), target.to(dtype))}
+            loss = F.mse_loss(patches, target.to(patches.dtype))
+        return {"regression": loss}, self._paint(patches, latents)
 
     def decode(
         self,
@@ -56,6 +61,26 @@ class RegressionDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        patches = self.head(self.global_stage(latents))
-        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        return self.decode_context(self.context(latents))
+
+    def context(self, latents: Tensor) -> Tensor:
+        return rearrange(self.global_stage(latents), "b (h w) c -> b c h w", h=latents.shape[-2])
+
+    def decode_context(
+        self,
+        context: Tensor,
+        *,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return self._paint(self._patches(rearrange(context, "b c h w -> b (h w) c")), context)
+
+    def _patches(self, condition: Tensor) -> Tensor:
+        """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""
+        patches = self.head(condition)
+        return patches.to(torch.promote_types(patches.dtype, torch.float32))
+
+    def _paint(self, patches: Tensor, latents: Tensor) -> Tensor:
+        """Patches as images (B, 3, H, W), nominally in [0, 1]."""
         return unpatchify(patches, self.spec.patch_size, (latents.shape[-2], latents.shape[-1])) * 0.5 + 0.5

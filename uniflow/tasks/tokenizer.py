@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
-from torch import Tensor
+from torch import Tensor, nn
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
+from uniflow.decoders.pixel_losses import PixelLoss
 from uniflow.distill import (
     Adaptive,
     FrozenTeacher,
@@ -19,12 +20,14 @@ from uniflow.distill import (
     Schedule,
     as_schedule,
     cosine_distances,
+    image_cosines,
     tokens_to_match,
 )
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.metrics import Averages, patch_means, psnr, ssim
+from uniflow.evaluate import decodings, judge_batch
+from uniflow.metrics import Evaluation, Protocol, fingerprint, image_digests
 from uniflow.specs import EncoderSpec, LatentSpec
-from uniflow.tasks.base import OptimizerFactory, Task, step_seed, to_unit_range
+from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
 from uniflow.tokenizer import Tokenizer
 
@@ -37,6 +40,7 @@ class TokenizerTask(Task):
     """Layer-wise self-distillation against the frozen original plus the decoder's loss (arXiv 2510.10575).
 
     L = distillation_weight * sum_l w_l d_l + reconstruction_weight * (decoder's losses) + (bottleneck's losses)
+        + (pixel losses, each with its own weight)
 
     Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1].
 
@@ -47,9 +51,12 @@ class TokenizerTask(Task):
         weighting: how much each layer's distance counts.
         distillation_weight: lambda_d, a number or a schedule; while it is 0 the teacher is not run in training.
         reconstruction_weight: lambda_f, on the decoder's losses.
+        pixel_losses: losses on the decoder's one-step estimate of the images, such as `Perceptual` and `Adversarial`.
+            What they train is in checkpoints, not in the saved tokenizer.
         distill_prefix_tokens: compare class and register tokens too, not only patch tokens.
         encoder_lr_multiplier: factor on the encoder's learning rate.
         eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
+        protocol: how reconstructions are judged, in validation and test; None is `Protocol()`.
         optimizer: parameter groups -> optimizer.
         lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
     """
@@ -70,6 +77,8 @@ class TokenizerTask(Task):
         eval_steps: Sequence[int] = (1,),
         optimizer: OptimizerFactory = FusedAdamW,
         lr_schedule: Schedule | None = None,
+        pixel_losses: list[PixelLoss] | None = None,
+        protocol: Protocol | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         if not eval_steps or min(eval_steps) < 1:
@@ -81,7 +90,10 @@ class TokenizerTask(Task):
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.eval_steps = tuple(eval_steps)
-        self._averages = Averages()
+        self.pixel_losses = nn.ModuleList(pixel_losses or [])
+        self.protocol = protocol or Protocol()
+        self.evaluation = Evaluation(self.protocol)
+        self.evaluation_settings: dict[str, Any] = {}
 
     def build(self) -> None:
         make_encoder, make_bottleneck, make_decoder = self._factories
@@ -108,8 +120,8 @@ class TokenizerTask(Task):
         student = self.tokenizer.encoder(images)
         latents, losses = self.tokenizer.bottleneck(student.feature_map())
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        for name, loss in self.tokenizer.decoder.loss(latents, to_unit_range(images)).items():
-            terms[name] = self.reconstruction_weight * loss
+        painted, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+        terms |= {name: self.reconstruction_weight * loss for name, loss in painted.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         if strength > 0 and self.encoder_is_trained:
             terms["distillation"] = strength * self.distillation_loss(student, images)
@@ -117,6 +129,27 @@ class TokenizerTask(Task):
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return total
+
+    def decoder_losses(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The decoder's losses, not yet weighted, and the pixel losses, which weight themselves.
+
+        Args:
+            latents: (B, C, h, w).
+            images: float in [0, 1], (B, 3, H, W).
+
+        Raises:
+            ValueError: if two losses have the same name.
+        """
+        if not self.pixel_losses:
+            return self.tokenizer.decoder.loss(latents, images), {}
+        painted, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
+        on_pixels: dict[str, Tensor] = {}
+        for pixel_loss in self.pixel_losses:
+            losses = pixel_loss(estimate, images)
+            if twice := losses.keys() & (painted.keys() | on_pixels.keys()):
+                raise ValueError(f"pixel_losses: {type(pixel_loss).__name__} gives a second loss named {min(twice)!r}")
+            on_pixels |= losses
+        return painted, on_pixels
 
     def distillation_loss(self, student: EncoderOutput, images: Tensor) -> Tensor:
         """sum_l w_l d_l between the student's hidden states and the teacher's on `images`."""
@@ -141,11 +174,17 @@ class TokenizerTask(Task):
         """Whether any of the encoder's parameters is trained."""
         return any(p.requires_grad for p in self.tokenizer.encoder.parameters())
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
+    def on_validation_epoch_start(self) -> None:
+        self.evaluation = Evaluation(self.protocol, with_sets=False)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
+    def on_test_epoch_start(self) -> None:
+        self.evaluation = Evaluation(self.protocol)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        return self._evaluate(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Latents of the batch, with its labels if it has any."""
@@ -153,38 +192,41 @@ class TokenizerTask(Task):
         return result | {key: batch[key] for key in ("label",) if key in batch}
 
     def on_validation_epoch_end(self) -> None:
-        self._log_averages("val")
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_averages("test")
+        self._log_evaluation("test")
 
-    def _evaluate(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Judge one batch; what the networks gave goes on to callbacks."""
         images = batch["image"]
-        originals = to_unit_range(images)
-        student = self.tokenizer.encoder(images)
+        student, teacher = self.tokenizer.encoder(images), self.teacher(images)
         latents, _ = self.tokenizer.bottleneck(student.feature_map())
-        for steps, reconstruction in self.decodings(latents, batch_idx):
-            suffix = "" if steps == self.eval_steps[0] else f"_steps{steps}"
-            self._averages.update(f"psnr{suffix}", psnr(reconstruction, originals))
-            self._averages.update(f"ssim{suffix}", ssim(reconstruction, originals))
-        # What the coarsest picture of the same grid reaches: each patch painted in its mean colour.
-        coarse = patch_means(originals, self.tokenizer.patch_size)
-        self._averages.update("psnr_patch_mean", psnr(coarse, originals))
-        cosines = 1 - self.distances(student, self.teacher(images))
-        self._averages.update("cosine", cosines.mean(), count=len(images))
+        judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
+        prefix = self.distill_prefix_tokens
+        cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
+        self.evaluation.add_values("cosine", cosines.mean(dim=0))
         for name, cosine in self._by_layer(cosines):
-            self._averages.update(f"cosine_{name}", cosine, count=len(images))
+            self.evaluation.add_values(f"cosine_{name}", cosine)
+        return {"student": student, "teacher": teacher, "latents": latents}
 
-    def _log_averages(self, stage: str) -> None:
-        for name, value in self._averages.compute().items():
+    def _log_evaluation(self, stage: str) -> None:
+        for name, value in self.evaluation.compute().items():
             group = f"{stage}_layers" if name.startswith("cosine_") else stage
-            self.log(f"{group}/{name}", value, sync_dist=True)
+            self.log(f"{group}/{name}", value, rank_zero_only=True)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+        crops = data.crops() if hasattr(data, "crops") else {}
+        precision = str(self.trainer.precision)
+        self.evaluation_settings = self.evaluation.settings(**crops, steps=list(self.eval_steps), precision=precision)
 
-    def decodings(self, latents: Tensor, batch_idx: int) -> Iterator[tuple[int, Tensor]]:
-        """For each of `eval_steps` the number and the images in [0, 1]; the noise depends on seed, batch and rank."""
-        for steps in self.eval_steps:
-            generator = torch.Generator(latents.device).manual_seed(step_seed(batch_idx, self.global_rank))
-            yield steps, self.tokenizer.decode(latents, steps=steps, generator=generator).float()
+    def fingerprint(self) -> str:
+        """Of the last evaluation's protocol: numbers with different fingerprints are not comparable."""
+        return fingerprint(self.evaluation_settings)
+
+    def decodings(self, images: Tensor, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """For each of `eval_steps` the number and the images in [0, 1], as evaluation decodes them."""
+        found = decodings(self.tokenizer, latents, image_digests(images), self.eval_steps, self.protocol.noise_seed)
+        return zip(self.eval_steps, (decoded for _, decoded in found), strict=True)
 
     def _by_layer(self, values: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each block's number, 1 = first, padded with zeros so that names sort, and its value."""

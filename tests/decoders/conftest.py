@@ -1,0 +1,1 @@
+from cli_fixtures import fit_parser, project, resolve, uniflow  # noqa: F401

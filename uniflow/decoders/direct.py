@@ -1,0 +1,64 @@
+"""What decoders share that paint in one go and are trained on the distance of pixels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniflow.decoders.base import PixelDecoder
+from uniflow.specs import LatentSpec
+
+_DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+class DirectDecoder(PixelDecoder):
+    """Base class of deterministic decoders. A subclass implements `paint`.
+
+    Args:
+        latent: spec of the latents.
+        loss: "l1", mean absolute error, or "l2", mean squared error, of pixels mapped to [-1, 1].
+
+    Raises:
+        ValueError: for another loss.
+    """
+
+    def __init__(self, latent: LatentSpec, loss: Literal["l1", "l2"]) -> None:
+        super().__init__()
+        if loss not in _DISTANCES:
+            raise ValueError(f"{type(self).__name__}.loss must be one of {', '.join(_DISTANCES)}, got {loss!r}")
+        self.spec = latent
+        self.distance = loss
+
+    @abstractmethod
+    def paint(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> pixels (B, 3, h * patch_size, w * patch_size), nominally in [-1, 1]."""
+
+    def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """`{"l1": mean absolute error}` or `{"l2": mean squared error}` on pixels mapped to [-1, 1]."""
+        return self.loss_and_estimate(latents, images)[0]
+
+    def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`loss`, and the pictures that it judged."""
+        pixels = self._paint(latents)
+        with torch.autocast(images.device.type, enabled=False):
+            loss = _DISTANCES[self.distance](pixels, (images * 2 - 1).to(pixels.dtype))
+        return {self.distance: loss}, pixels * 0.5 + 0.5
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        steps: int = 1,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return self._paint(latents) * 0.5 + 0.5
+
+    def _paint(self, latents: Tensor) -> Tensor:
+        """`paint` in float32 at least."""
+        pixels = self.paint(latents)
+        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))

@@ -1,0 +1,79 @@
+"""A plain transformer that paints patches: the decoder of representation autoencoders."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from uniflow.decoders.direct import DirectDecoder
+from uniflow.decoders.layers import PositionEmbedding, unpatchify, zero_linear
+from uniflow.init import preserve_variance_
+from uniflow.specs import LatentSpec
+
+
+class ViTDecoder(DirectDecoder):
+    """Vision Transformer decoder of representation autoencoders (RAE, arXiv 2510.11690).
+
+    Latents are projected up, get a 2D position embedding, pass transformer blocks and a final norm, and each token is
+    projected to the pixels of its patch. The paper trains it on L1, a perceptual and an adversarial loss; the last two
+    are `Perceptual` and `Adversarial`.
+
+    Args:
+        latent: spec of the latents.
+        width: channels of the tokens.
+        depth: transformer blocks; 0 leaves each patch alone with its own latent.
+        num_heads: attention heads; divides `width`.
+        loss: "l1" (the paper) or "l2", on pixels mapped to [-1, 1].
+        learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+
+    Raises:
+        ValueError: for a width that the heads do not divide or that is no multiple of 4, or another loss.
+    """
+
+    def __init__(
+        self,
+        latent: LatentSpec,
+        width: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        loss: Literal["l1", "l2"] = "l1",
+        learned_grid: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(latent, loss)
+        if width % 4 or width % num_heads:
+            raise ValueError(f"ViTDecoder.width must be divisible by 4 and by its num_heads {num_heads}, got {width}")
+        self.up = nn.Linear(latent.channels, width)
+        preserve_variance_(self.up)
+        self.position = PositionEmbedding(width, learned_grid)
+        self.blocks = nn.Sequential(
+            *(Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = zero_linear(width, 3 * latent.patch_size**2)
+
+    def paint(self, latents: Tensor) -> Tensor:
+        return self._pixels(self.context(latents))
+
+    def context(self, latents: Tensor) -> Tensor:
+        grid = (latents.shape[-2], latents.shape[-1])
+        tokens = self.position(self.up(rearrange(latents, "b c h w -> b (h w) c")), grid)
+        return rearrange(self.norm(self.blocks(tokens)), "b (h w) c -> b c h w", h=grid[0])
+
+    def decode_context(
+        self,
+        context: Tensor,
+        *,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        pixels = self._pixels(context)
+        return pixels.to(torch.promote_types(pixels.dtype, torch.float32)) * 0.5 + 0.5
+
+    def _pixels(self, context: Tensor) -> Tensor:
+        patches = self.head(rearrange(context, "b c h w -> b (h w) c"))
+        return unpatchify(patches, self.spec.patch_size, (context.shape[-2], context.shape[-1]))
