@@ -21,6 +21,8 @@ SPLITS = ("train", "val", "test")
 class ImageDataModule(LightningDataModule, ABC):
     """Serves batches as dicts with "image": uint8 (B, 3, H, W) RGB in [0, 255], and whatever else a sample holds.
 
+    In validation and test, a sample may say as "name" what tables and pictures are to call it.
+
     A subclass gives one dataset per split through `make_dataset`, and may set `class_names` there or in `__init__`.
     A map-style dataset returns one dict a sample; it is handed a `SampleIndex`, and draws the randomness of training
     from `sample_generator(self.seed, index)`, so that a sample is a function of (seed, epoch, index). It returns
@@ -94,6 +96,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.trainer is not None:
             return self.trainer.world_size
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+    def crops(self) -> dict[str, Any]:
+        """What evaluation shows of an image, for the evaluation protocol's fingerprint."""
+        return {"size": self.size, **({"center_crop": self.eval_crop.crop} if hasattr(self, "eval_crop") else {})}
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""

@@ -17,6 +17,7 @@ from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 class ImageFolder(ImageDataModule):
     """A folder of photographs; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
+    In validation and test there is "name", too: each file's path relative to the folder, with "/".
 
     The folders `train`, `val` and `test` of `root` are used where they exist. What is missing is split off the
     training images by a hash of each file's name, so that no file changes sides when others come or go. The three
@@ -171,7 +172,7 @@ class ImageFiles(Dataset):
         sample: dict[str, object] = {"image": image}
         if self.targets is not None:
             sample["label"] = int(self.targets[int(index)])
-        return sample
+        return sample if training else sample | {"name": name}
 
 
 def list_images(folder: Path) -> list[str]:

@@ -191,8 +191,9 @@ class EvaluationShards(IterableDataset):
             sizes = batch_sizes(sum(self.counts[lane::lanes]), self.rank, self.world_size, self.batch_size)
             groups = (list(islice(mine, size)) for size in sizes)
         for group in groups:
-            samples = [sample for sample in map(self.reader.decode, group) if sample is not None]
-            if samples:
-                yield self.collate([{**sample, "image": self.crop(sample["image"])} for sample in samples])
+            decoded = [(sample, raw["__key__"]) for raw in group if (sample := self.reader.decode(raw)) is not None]
+            if decoded:
+                samples = [{**s, "image": self.crop(s["image"]), "name": key} for s, key in decoded]
+                yield self.collate(samples)
             elif self.world_size > 1:
                 raise RuntimeError(f"none of {len(group)} {self.reader.split} samples in a row can be read")

@@ -24,6 +24,7 @@ INDEX = "index.json"
 
 class WebDataset(ImageDataModule):
     """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
+    In validation and test there is "name", too: a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
     integer "label". `uniflow pack` makes such shards, and an `index.json` that is read from beside local ones.

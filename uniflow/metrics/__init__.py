@@ -1,7 +1,46 @@
 """The one evaluation protocol, used during fit and afterwards."""
 
 from uniflow.metrics.averages import Averages
+from uniflow.metrics.channels import ChannelMoments, Moments
+from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
+from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures
+from uniflow.metrics.identity import image_digests, noise_for
+from uniflow.metrics.perceptual import LPIPS
 from uniflow.metrics.probe import linear_probe
-from uniflow.metrics.reconstruction import patch_means, psnr, ssim
+from uniflow.metrics.protocol import Evaluation, Protocol, fingerprint
+from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, patch_means, psnr, ssim
+from uniflow.metrics.similarity import knn_accuracy, leave_one_out_knn_accuracy, linear_cka
+from uniflow.metrics.slices import STATISTICS, image_statistics, slice_means
+from uniflow.metrics.table import write_table
 
-__all__ = ["Averages", "linear_probe", "patch_means", "psnr", "ssim"]
+__all__ = [
+    "LPIPS",
+    "STATISTICS",
+    "Averages",
+    "ChannelMoments",
+    "EncoderFeatures",
+    "Evaluation",
+    "FeatureExtractor",
+    "InceptionFeatures",
+    "Moments",
+    "Protocol",
+    "cmmd",
+    "fingerprint",
+    "frechet_distance",
+    "image_digests",
+    "image_statistics",
+    "kid",
+    "knn_accuracy",
+    "leave_one_out_knn_accuracy",
+    "legacy_ssim",
+    "linear_cka",
+    "linear_probe",
+    "moments",
+    "ms_ssim",
+    "noise_for",
+    "patch_means",
+    "psnr",
+    "slice_means",
+    "ssim",
+    "write_table",
+]

@@ -41,6 +41,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         stream: streams of the same seed share no scene.
         frames: frames T of a clip.
         fresh_epochs: whether every epoch has new scenes; the epoch comes with the index (see `SampleIndex`).
+        named: whether samples have a "name", such as "scene 000012".
 
     Raises:
         ValueError: if an argument is out of range or a field is unknown.
@@ -55,6 +56,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         stream: int = 0,
         frames: int = 8,
         fresh_epochs: bool = False,
+        named: bool = False,
     ) -> None:
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
@@ -64,7 +66,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
                 raise ValueError(f"Scenes: {argument} must be at least {least}, not {value}")
         self.seed, self.length, self.stream, self.frames = seed, length, stream, frames
         self.fields = frozenset(fields)
-        self.fresh_epochs = fresh_epochs
+        self.fresh_epochs, self.named = fresh_epochs, named
         self.renderer = Renderer(size)
 
     def __len__(self) -> int:
@@ -92,14 +94,15 @@ class ScenesDataset(Dataset[dict[str, Any]]):
             frames = self.renderer.clip(scene, self.frames)
             sample["clip"] = torch.from_numpy(np.stack([f.image for f in frames]))
             sample["clip_instances"] = torch.from_numpy(np.stack([f.instances for f in frames]))
-        return sample
+        return sample | ({"name": f"scene {number:06d}"} if self.named else {})
 
 
 class Scenes(ImageDataModule):
     """Scenes in batches; see `ScenesDataset` for what a sample holds and docs/scenes.md for pictures.
 
     Batches are dicts. "image", "label", "mask", "depth", "instances", "clip" and "clip_instances" are stacked; "boxes",
-    "box_labels", "box_visibility", "caption" and "questions" are lists with one entry a sample.
+    "box_labels", "box_visibility", "caption" and "questions" are lists with one entry a sample, and so is "name", the
+    scene's number, in validation and test.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class Scenes(ImageDataModule):
             stream=SPLITS.index(split),
             frames=self.frames,
             fresh_epochs=self.fresh_epochs and split == "train",
+            named=split != "train",
         )
 
 

@@ -1,0 +1,139 @@
+"""What set metrics compare images by: one feature vector an image."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from uniflow.encoders.base import VisionEncoder
+
+INCEPTION_SHA256 = "6726825d"  # how torch-fidelity's published file begins; the file's name carries it too
+
+
+class FeatureExtractor(ABC):
+    """Images -> one feature vector each, by a frozen network that belongs to no checkpoint.
+
+    Attributes:
+        name: short name in the metrics' names, such as "dinov2".
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] -> features (B, D), float32, on the images' device."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """What this extractor computes, with a hash of its weights: two equal identities give equal features."""
+
+
+class EncoderFeatures(FeatureExtractor):
+    """The mean patch token of an encoder's last block.
+
+    Args:
+        encoder: makes the encoder; the embedded one by default, which is there without network but has seen nothing
+            but rendered scenes. For photographs DINOv2 is the common choice (arXiv 2306.04675).
+        name: in the metrics' names.
+
+    The images are brought to whole patches by cutting the right and bottom edge.
+    """
+
+    def __init__(self, encoder: Callable[[], VisionEncoder] | None = None, name: str = "scene_vit") -> None:
+        self.name = name
+        self._factory = encoder
+        self._encoder: VisionEncoder | None = None
+
+    @property
+    def encoder(self) -> VisionEncoder:
+        """The frozen encoder, built on first use."""
+        if self._encoder is None:
+            from uniflow.encoders import SceneViT
+
+            self._encoder = (self._factory or SceneViT)().eval().requires_grad_(False)
+        return self._encoder
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        p = self.encoder.spec.patch_size
+        height, width = (side // p * p for side in images.shape[-2:])
+        if not (height and width):
+            raise ValueError(f"{self.name} features need images of at least {p} x {p} pixels, got {images.shape[-2:]}")
+        encoder = self.encoder.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return encoder(images[..., :height, :width].float()).hidden_states[-1].float().mean(dim=1)
+
+    def identity(self) -> str:
+        return f"{type(self.encoder).__name__}, mean patch token, weights {weights_hash(self.encoder)}"
+
+
+class InceptionFeatures(FeatureExtractor):
+    """The 2048 features of the Inception network that the published FIDs were computed with.
+
+    Needs the package torch-fidelity (`pip install "uniflow[fid]"`) and its weights as a local file: nothing is
+    downloaded. The file is `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release v0.2.0.
+
+    Args:
+        weights: the path of that file.
+        sha256: how the file's SHA-256 has to begin.
+        name: in the metrics' names.
+
+    Raises:
+        ValueError: if the file is not there, or another one.
+        ImportError: without torch-fidelity.
+    """
+
+    def __init__(self, weights: str, sha256: str = INCEPTION_SHA256, name: str = "inception") -> None:
+        self.name = name
+        self._hash = check_file(weights, sha256, "Inception weights")
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise ImportError("Inception features need torch-fidelity: pip install 'uniflow[fid]'") from error
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        # torch-fidelity unpickles what it is given; it is given a copy that was read safely.
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "inception.pth"
+            torch.save(state, copy)
+            network = FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=str(copy))
+        self.network: nn.Module = network.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        network = self.network.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return network(pixels)[0].float()
+
+    def identity(self) -> str:
+        return f"Inception 2015-12-05, pool 2048, weights {self._hash}"
+
+
+def weights_hash(module: nn.Module) -> str:
+    """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def check_file(path: str, sha256: str | None, what: str) -> str:
+    """The first 12 hex digits of a file's SHA-256.
+
+    Raises:
+        ValueError: if there is no such file, or its SHA-256 does not begin with `sha256`.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{what}: no such file: {path!r}; nothing is downloaded, give the path of a local file")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and not found.startswith(sha256.lower()):
+        raise ValueError(f"{what}: {path!r} has SHA-256 {found[:12]}..., which should begin with {sha256}")
+    return found[:12]
