@@ -3,7 +3,7 @@
 Cuts them into crops, packs the crops into shards with some photographs held out whole, adapts the embedded encoder,
 tests and reconstructs. Every step is an ordinary `uniflow` command, printed before it runs.
 
-    python benchmarks/photos.py [--out runs/photos] [--steps 5500]
+    python benchmarks/photos.py [--out runs/photos] [--steps 14000]
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
+from uniflow import Tokenizer
 from uniflow.cli import main
+from uniflow.data import WebDataset
+from uniflow.pictures import rows_to_grid, save_picture
 
 HELD_OUT = ("chelsea", "coffee", "china")
 VALIDATION = ("rocket",)
@@ -44,12 +49,24 @@ def photos(out: Path, steps: int, workers: int) -> None:
     run("test", "-c", str(results / "config.yaml"), "--ckpt_path", str(results / "last.ckpt"))
     run("reconstruct", *map(str, held_out), "--tokenizer", str(results / "tokenizer"), "--size", "128",
         "--out", str(out / "reconstructions"))  # fmt: skip
+    draw(results / "tokenizer", shards, out / "photos.png")
+
+
+@torch.inference_mode()
+def draw(tokenizer: Path, shards: Path, target: Path, count: int = 8) -> None:
+    """Crops of the held-out photographs, evenly spread over the test split, above their reconstructions."""
+    data = WebDataset(*[f"{shards}/{split}-*.tar" for split in ("train", "val", "test")], size=64, num_workers=0)
+    crops = torch.cat([batch["image"] for batch in data.test_dataloader()])
+    chosen = crops[:: len(crops) // count][:count]
+    painted = Tokenizer.from_pretrained(tokenizer).reconstruct(chosen, noise=torch.zeros(chosen.shape))
+    save_picture(rows_to_grid([chosen.float() / 255, painted], scale=2), target)
+    print(f"picture: {target}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/photos"))
-    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args()
     photos(arguments.out, arguments.steps, arguments.workers)
