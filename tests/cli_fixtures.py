@@ -121,7 +121,15 @@ def plain(value: Any) -> Any:
 # Part or data module -> what makes it tiny; only what its class takes is used.
 TINY = {
     "model.encoder": {"weights": None, "embed_dim": 16, "depth": 2, "num_heads": 2, "gradient_checkpointing": False},
-    "model.decoder": {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "head_depth": 1},
+    "model.decoder": {
+        "width": 32,
+        "min_width": 32,
+        "num_heads": 2,
+        "depth": 1,
+        "global_depth": 1,
+        "flow_depth": 1,
+        "head_depth": 1,
+    },
     "data": {
         "train_length": 8,
         "val_length": 4,

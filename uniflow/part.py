@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import os
+import re
+import site
 import sys
+import sysconfig
+import textwrap
+import types
+import typing
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from typing import Any, TypeVar
 
 from torch import nn
+
+# Modules that loading may import besides those of installed packages, separated by commas.
+IMPORT_VARIABLE = "UNIFLOW_IMPORT"
 
 
 class Part(nn.Module, ABC):
@@ -76,13 +87,23 @@ def part_config(part: Part) -> dict[str, Any]:
 def import_part(config: Mapping[str, Any], base: type[PartT]) -> type[PartT]:
     """The class that `config` names; nothing is instantiated.
 
+    A config comes with weights from anywhere, and importing a module runs its code. So nothing is imported but modules
+    of `uniflow`, of installed packages that depend on it, and those that the environment variable UNIFLOW_IMPORT names;
+    any other has to be imported by the program before. The current directory is not searched.
+
     Raises:
-        ValueError: if it cannot be imported or is no subclass of `base`.
+        ValueError: if it cannot or may not be imported, is no subclass of `base`, or is abstract.
     """
     class_path = config.get("class_path")
-    if not isinstance(class_path, str) or "." not in class_path:
+    names = class_path.split(".") if isinstance(class_path, str) else []
+    if not isinstance(class_path, str) or len(names) < 2 or not all(map(str.isidentifier, names)):
         raise ValueError(f"a {base.__name__} needs a class_path such as 'package.module.Class', not {class_path!r}")
     module_name, _, name = class_path.rpartition(".")
+    if module_name not in sys.modules and not _may_import(module_name):
+        raise ValueError(
+            f"cannot import {class_path!r}: loading imports no code but uniflow's and that of installed packages which "
+            f"depend on it; import {module_name} yourself before, or set {IMPORT_VARIABLE}={module_name}"
+        )
     try:
         cls = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
@@ -91,7 +112,25 @@ def import_part(config: Mapping[str, Any], base: type[PartT]) -> type[PartT]:
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ValueError(f"{class_path} is not a {base.__name__}")
+    if inspect.isabstract(cls):
+        raise ValueError(f"{class_path} is abstract: name a {base.__name__} that is implemented")
     return cls
+
+
+def constructor_arguments(cls: type[Part]) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The arguments of a part's constructor and of those that it hands `**kwargs` on to: name -> parameter, type."""
+    arguments: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
+        try:
+            hints = typing.get_type_hints(constructor)
+        except NameError:  # names that only a type checker sees
+            hints = {}
+        parameters = inspect.signature(constructor).parameters
+        for name, parameter in parameters.items():
+            arguments.setdefault(name, (parameter, hints.get(name, Any)))
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return arguments
 
 
 def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overrides: Any) -> PartT:
@@ -107,13 +146,78 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
         ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
             instantiated before the class has been checked.
     """
-    cls = import_part(config, base)
-    arguments = {**config.get("init_args", {}), **overrides}
+    cls, given = import_part(config, base), config.get("init_args", {})
+    path = config["class_path"]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"the init_args of {path} must be a JSON object, not {type(given).__name__}")
+    arguments = {**given, **overrides}
     try:
-        inspect.signature(cls).bind(*spec, **arguments)
+        inspect.signature(cls.__init__).bind(None, *spec, **arguments)
     except TypeError as error:
-        raise ValueError(f"{config['class_path']} does not take the arguments {sorted(arguments)}: {error}") from error
-    return cls(*spec, **arguments)
+        raise ValueError(f"{path} does not take the arguments {sorted(arguments)}: {error}") from error
+    _check_types(cls, arguments, path)
+    try:
+        return cls(*spec, **arguments)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # a constructor that is given what it was not made for raises anything
+        raise ValueError(f"{path} cannot be built with its init_args: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line, cut if it is long; its class's name if it has none."""
+    return textwrap.shorten(str(error), 400, placeholder=" ...") or type(error).__name__
+
+
+def _check_types(cls: type[Part], arguments: Mapping[str, Any], path: str) -> None:
+    """Refuse values of a wrong type, which constructors leave to the command line's parser and use only later."""
+    known = constructor_arguments(cls)
+    for name, value in arguments.items():
+        parameter, hint = known.get(name, (None, Any))
+        if not _fits(value, hint) and not (parameter is not None and value == parameter.default):
+            raise ValueError(f"{path}: {name} must be {inspect.formatannotation(hint)}, not {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is one of the type `hint`; True for hints that are not about plain values."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint) or (hint is bool and value in (0, 1))
+    if origin in (list, tuple, Sequence):
+        fixed = origin is tuple and inner[-1] is not Ellipsis
+        if not isinstance(value, list | tuple) or (fixed and len(value) != len(inner)):
+            return False
+        return all(_fits(item, inner[place if fixed else 0]) for place, item in enumerate(value))
+    return True
+
+
+def _may_import(module: str) -> bool:
+    named = [name.strip() for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name.strip()]
+    if any(module == name or module.startswith(f"{name}.") for name in ["uniflow", *named]):
+        return True
+    return module.partition(".")[0] in _installed_packages()
+
+
+def _installed_packages() -> set[str]:
+    """Import names of the installed packages that depend on uniflow."""
+    names: set[str] = set()
+    for distribution in distributions(path=_site_directories()):
+        if any(re.match(r"uniflow(?![\w.-])", requirement) for requirement in distribution.requires or []):
+            listed = (distribution.read_text("top_level.txt") or "").split()
+            names.update(listed or (file.parts[0].removesuffix(".py") for file in distribution.files or []))
+    return names
+
+
+def _site_directories() -> list[str]:
+    # Not sys.path: that may hold the current directory, where a downloaded folder could pose as a package.
+    installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()}
+    return sorted(installed | set(site.getsitepackages()))
 
 
 def _is_spec(value: Any) -> bool:

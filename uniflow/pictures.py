@@ -1,13 +1,16 @@
-"""Pictures that people look at: grids of images, features as colours."""
+"""Pictures that people look at: grids of images, features and numbers as colours, sheets with captions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize, to_pil_image
 from torchvision.utils import make_grid, save_image
 
 
@@ -38,6 +41,21 @@ def pca_image(features: Tensor, basis: tuple[Tensor, Tensor, Tensor], size: tupl
     return F.interpolate(colours.permute(0, 3, 1, 2), size=size, mode="nearest").float()
 
 
+def heat_map(values: Tensor) -> Tensor:
+    """Numbers (..., h, w) in [0, 1] as colours (..., 3, h, w) from black (0) over red and yellow to white (1).
+
+    The lightness rises all the way, so the picture reads in grey, too.
+    """
+    values = values.detach().float().clamp(0, 1)
+    # Red is full at .45, green at .85; blue comes last.
+    return torch.stack([values / 0.45, (values - 0.3) / 0.55, (values - 0.7) / 0.3], dim=-3).clamp(0, 1)
+
+
+def error_map(reconstruction: Tensor, original: Tensor, gain: float = 4.0) -> Tensor:
+    """|reconstruction - original| times `gain`, cut to [0, 1]; images (..., 3, H, W) in [0, 1]."""
+    return ((reconstruction.float() - original.float()).abs() * gain).clamp(0, 1)
+
+
 def rows_to_grid(rows: Sequence[Tensor], scale: int = 1) -> Tensor:
     """Rows of images (B, 3, H, W) in [0, 1], all of one shape, as one picture (3, H', W'), one row under the other."""
     columns = rows[0].shape[0]
@@ -51,3 +69,99 @@ def save_picture(picture: Tensor, path: Path) -> None:
     """Write a picture (3, H, W) in [0, 1] as PNG, making its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)
+
+
+def row_png(images: Tensor, largest: int = 128) -> bytes:
+    """Images uint8 (B, 3, H, W) in one row as a PNG file; those larger than `largest` pixels are made smaller."""
+    longer = max(images.shape[-2:])
+    if longer > largest:
+        images = resize(images, [max(1, side * largest // longer) for side in images.shape[-2:]], antialias=True)
+    file = io.BytesIO()
+    to_pil_image(make_grid(images, nrow=len(images), padding=2, pad_value=255)).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def fit_side(picture: Tensor, side: int) -> Image.Image:
+    """A picture (3, H, W) in [0, 1] that is at most `side` pixels long; a small one is enlarged by a whole factor."""
+    longer = max(picture.shape[-2:])
+    picture = picture.detach().float().clamp(0, 1).cpu()
+    if longer > side:
+        picture = resize(picture, [max(1, round(s * side / longer)) for s in picture.shape[-2:]], antialias=True)
+    factor = max(1, side // longer)
+    return to_pil_image(picture.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1).clamp(0, 1))
+
+
+def captioned_sheet(
+    rows: Sequence[Sequence[tuple[str, Tensor]]], side: int | Sequence[int] = 224, title: str = ""
+) -> Image.Image:
+    """Rows of pictures, each under its caption, as one picture.
+
+    Args:
+        rows: (caption, picture (3, H, W) in [0, 1]); a caption can have several lines, and is cut to its picture's
+            width.
+        side: what pictures are brought to, see `fit_side`; one for all rows, or one for each.
+        title: over all of them.
+    """
+    font, large = ImageFont.load_default(13), ImageFont.load_default(18)
+    gap, line = 10, 17
+    sides = [side] * len(rows) if isinstance(side, int) else side
+    tiles = [[(_printable(text), fit_side(p, s)) for text, p in row] for row, s in zip(rows, sides, strict=True)]
+    heads = [line * max(caption.count("\n") + 1 for caption, _ in row) for row in tiles]
+    heights = [head + max(tile.height for _, tile in row) + gap for head, row in zip(heads, tiles, strict=True)]
+    top = gap + (28 if title else 0)
+    width = gap + max(sum(tile.width + gap for _, tile in row) for row in tiles)
+    sheet = Image.new("RGB", (max(width, 2 * gap + int(large.getlength(title))), top + sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap), _printable(title), fill="black", font=large)
+    for row, head, height in zip(tiles, heads, heights, strict=True):
+        left = gap
+        for caption, tile in row:
+            for number, text in enumerate(caption.split("\n")):
+                draw.text((left, top + number * line), _shortened(text, tile.width, font), fill="black", font=font)
+            sheet.paste(tile, (left, top + head))
+            left += tile.width + gap
+        top += height
+    return sheet
+
+
+def _printable(text: str) -> str:
+    """Without what a file name may hold and no font has."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, or as much of its end as fits into `width` pixels: a path's end tells more than its start."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"...{text}") > width:
+        text = text[1:]
+    return f"...{text}"
+
+
+def comparison_picture(runs: Mapping[str, Mapping[str, Tensor]], scale: int = 2) -> Image.Image:
+    """A labelled picture of several runs on the same images.
+
+    Args:
+        runs: for each run the rows of `tokenizer_rows`, uint8 (B, 3, H, W), of one shape.
+        scale: whole factor by which the images are enlarged.
+
+    Returns:
+        Originals and the teacher's features once, then each run's reconstructions and student's features.
+    """
+    first = next(iter(runs.values()))
+    labelled = [("original", first["original"]), ("teacher's features", first["teacher"])]
+    for name, rows in runs.items():
+        labelled += [(f"{name}: {key}", rows[key]) for key in sorted(rows) if key.startswith("reconstruction")]
+        labelled.append((f"{name}: student's features", rows["student"]))
+    count, height = first["original"].shape[0], first["original"].shape[2] * scale
+    images = torch.cat([row for _, row in labelled])
+    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    grid = to_pil_image(make_grid(images, nrow=count, padding=2, pad_value=255))
+    font = ImageFont.load_default(15)
+    margin = 16 + max(int(font.getlength(label)) for label, _ in labelled)
+    picture = Image.new("RGB", (grid.width + margin, grid.height), "white")
+    picture.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(picture)
+    for number, (label, _) in enumerate(labelled):
+        draw.text((8, 2 + number * (height + 2) + height // 2), label, fill="black", font=font, anchor="lm")
+    return picture

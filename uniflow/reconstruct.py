@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,27 +18,31 @@ from uniflow.tokenizer import Tokenizer
 
 def reconstruct(
     images: list[Path],
-    tokenizer: Path | None = None,
+    tokenizer: str | Path | None = None,
     out: Path = Path("reconstructions"),
     steps: int = 1,
     size: int | None = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    tile: int | None = None,
+    overlap: int | None = None,
 ) -> None:
     """Write each picture beside its reconstruction, and print PSNR and SSIM.
 
     Args:
         images: image files, or folders of them.
-        tokenizer: a tokenizer's folder (RUN/tokenizer), or a checkpoint.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub.
         out: folder for the pictures; NAME.png holds the original on the left, the reconstruction on the right.
         steps: sampler steps of a flow decoder.
         size: short side in pixels to which pictures are resized first; by default the size that the encoder was
             pretrained at; 0 keeps every picture's own size.
         seed: seed of the decoder's noise.
         device: where to compute; auto takes a GPU if there is one.
+        tile: side in latents of tiles to decode one after another, for pictures too large to decode at once.
+        overlap: latents that neighbouring tiles share; by default a quarter of the tile.
 
     Raises:
-        ValueError: if no tokenizer is named, or none of the images can be read.
+        ValueError: if no tokenizer is named, none of the images can be read, or the overlap does not fit the tile.
     """
     if tokenizer is None:
         raise ValueError("name the tokenizer: --tokenizer RUN/tokenizer")
@@ -55,7 +59,7 @@ def reconstruct(
             continue
         if side:
             image = resize_short_side(image, side)
-        score = _reconstruct_one(model, image.to(place), target, steps, seed)
+        score = _reconstruct_one(model, image.to(place), target, seed, steps=steps, tile=tile, overlap=overlap)
         scores.append(score)
         print(f"{path}: PSNR {score[0]:.2f} dB, SSIM {score[1]:.4f}, {image.shape[2]} x {image.shape[1]} -> {target}")
     if not scores:
@@ -66,11 +70,13 @@ def reconstruct(
 
 
 @torch.inference_mode()
-def _reconstruct_one(model: Tokenizer, image: torch.Tensor, path: Path, steps: int, seed: int) -> tuple[float, float]:
+def _reconstruct_one(
+    model: Tokenizer, image: torch.Tensor, path: Path, seed: int, **options: Any
+) -> tuple[float, float]:
     """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the picture to `path`."""
     generator = torch.Generator(image.device).manual_seed(seed)
     original = image[None].float() / 255
-    result = model.reconstruct(image[None], steps=steps, generator=generator).float()
+    result = model.reconstruct(image[None], generator=generator, **options).float()
     save_picture(rows_to_grid([torch.cat([original, result])]), path)
     # SSIM's window has 11 pixels; a smaller picture has none.
     similarity = ssim(result, original).item() if min(image.shape[1:]) >= 11 else float("nan")

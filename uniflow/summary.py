@@ -15,12 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from uniflow.tokenizer import Tokenizer
 
 
-def model_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None = None) -> dict[str, dict[str, float]]:
-    """Parameters and cost of each part for one image and one decoding step.
+def model_summary(
+    tokenizer: Tokenizer, image_size: int | tuple[int, int] | None = None, steps: int = 1
+) -> dict[str, dict[str, float]]:
+    """Parameters and cost of each part for one image.
 
     Args:
         tokenizer: on any device; it is not changed.
         image_size: side, or (H, W), in pixels; the encoder's pretraining size by default.
+        steps: sampler steps of the decoder.
 
     Returns:
         For "encoder", "bottleneck", "decoder" and "total": `parameters` (count) and `gflop` (10^9 floating-point
@@ -33,20 +36,20 @@ def model_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     images = torch.empty(1, 3, height, width, device="meta")
     noise = torch.empty_like(model.pad(images))
     rows: dict[str, dict[str, float]] = {}
-    steps: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    stages: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("encoder", lambda pixels: model.encoder(model.pad(pixels)).feature_map()),
         ("bottleneck", lambda features: model.bottleneck(features)[0]),
-        ("decoder", lambda latents: model.decode(latents, noise=noise)),
+        ("decoder", lambda latents: model.decode(latents, steps=steps, noise=noise)),
     ]
     value = images
-    for name, step in steps:
+    for name, stage in stages:
         # Plain attention is made of matrix products that the counter knows; fused kernels differ between devices.
         with (
             torch.no_grad(),
             nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
             FlopCounterMode(display=False) as counter,
         ):
-            value = step(value)
+            value = stage(value)
         part: nn.Module = getattr(tokenizer, name)
         parameters = sum(p.numel() for p in part.parameters())
         rows[name] = {"parameters": parameters, "gflop": counter.get_total_flops() / 1e9}
@@ -73,11 +76,11 @@ def print_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     Console().print(table)
 
 
-def summary(tokenizer: Path, image_size: int | None = None) -> None:
+def summary(tokenizer: str | Path, image_size: int | None = None) -> None:
     """Print parameters and GFLOP of each part of a tokenizer.
 
     Args:
-        tokenizer: a tokenizer's folder, or a checkpoint.
+        tokenizer: a tokenizer's folder, a checkpoint, or its name on the hub.
         image_size: side of the image in pixels; the encoder's pretraining size by default.
     """
     print_summary(Tokenizer.from_pretrained(tokenizer), image_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,30 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import Tensor
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.card import model_card, write_card
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
-from uniflow.part import build_part, import_part, part_config
-from uniflow.saving import CONFIG_NAME, load_strictly, read_checkpoint, read_directory, write_directory
+from uniflow.latent_statistics import NormalizedLatents
+from uniflow.part import build_part, constructor_arguments, import_part, one_line, part_config
+from uniflow.saving import (
+    AllocationLimit,
+    fetch_directory,
+    load_strictly,
+    read_checkpoint,
+    read_directory,
+    write_directory,
+)
+from uniflow.tiling import decode_tiled
 from uniflow.version import __version__
 
 FORMAT = 1
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(NormalizedLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
     Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are no multiple of the patch size
@@ -55,6 +65,11 @@ class Tokenizer(nn.Module):
         """Channels C of the latents."""
         return self.bottleneck.spec.channels
 
+    @property
+    def codebook_size(self) -> int | None:
+        """Entries of each codebook; None if the latents are continuous."""
+        return self.bottleneck.codebook_size
+
     def pad(self, images: Tensor) -> Tensor:
         """Pad the right and bottom edge of (B, 3, H, W) to multiples of the patch size."""
         multiple = max(self.patch_size, self.encoder.spec.patch_size)
@@ -65,55 +80,98 @@ class Tokenizer(nn.Module):
         padded = F.pad(images if images.is_floating_point() else images.float(), (0, right, 0, bottom), "replicate")
         return padded.to(images.dtype)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Images (B, 3, H, W) -> latents (B, C, ceil(H / patch_size), ceil(W / patch_size)).
 
+        Args:
+            images: RGB, uint8 or float in [0, 1].
+            normalize: whether to bring each channel to mean 0 and variance 1 by the stored latent statistics; the
+                result is float32 at least.
+
         Raises:
-            ValueError: if the images are not RGB batches.
+            ValueError: if the images are not RGB batches, or there are no statistics to normalise with.
         """
         latents, _ = self.bottleneck(self.encoder(self.pad(images)).feature_map())
-        return latents
+        return self.normalize_latents(latents) if normalize else latents
 
     def decode(
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         clamp: bool = True,
+        normalized: bool = False,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, h * patch_size, w * patch_size) in [0, 1].
 
         Args:
             latents: what `encode` gave, or a generator made.
-            steps: sampler steps of a flow decoder.
+            steps: sampler steps of a flow decoder; None leaves them to the decoder.
             noise: standard normal start, shaped as the images, in place of a drawn one.
             generator: source of the drawn noise.
             clamp: whether to cut the result to [0, 1].
+            normalized: whether the latents are those of `encode(normalize=True)`.
+            tile: side in latents of tiles to decode one after another, for large images; None decodes all at once.
+            overlap: latents that neighbouring tiles share, see `uniflow.tiling`; None is a quarter of the tile.
 
         Raises:
-            ValueError: if the latents are not (B, C, h, w), the noise is misshapen, or there is no step.
+            ValueError: if the latents are not (B, C, h, w), the noise is misshapen, there is no step, no statistics to
+                undo the normalisation with, or an overlap that does not fit the tile.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents must be (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
-        images = self.decoder.decode(latents, steps=steps, noise=noise, generator=generator)
+        if normalized:
+            latents = self.denormalize_latents(latents)
+        chosen = {} if steps is None else {"steps": steps}
+        options: dict[str, Any] = {**chosen, "noise": noise, "generator": generator}
+        if tile is not None:
+            images = decode_tiled(self.decoder, latents, tile=tile, overlap=overlap, **options)
+        elif overlap is not None:
+            raise ValueError(f"an overlap of {overlap} latents needs tiles: give their side, tile")
+        else:
+            images = self.decoder.decode(latents, **options)
         return images.clamp(0, 1) if clamp else images
+
+    def indices(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> codebook indices from 0 to codebook_size - 1, int64, (B, h, w, K) for K codebooks.
+
+        Raises:
+            ValueError: if the bottleneck is continuous, or the images are not RGB batches.
+        """
+        return self.bottleneck.indices(self.encoder(self.pad(images)).feature_map())
+
+    def decode_indices(self, indices: Tensor, **options: Any) -> Tensor:
+        """Codebook indices (B, h, w, K), as `indices` gives them -> images, as `decode` with the same `options`.
+
+        Raises:
+            ValueError: if the bottleneck is continuous, the indices are misshapen or out of range, for `normalized`,
+                which codes are not, or as `decode`.
+        """
+        if options.get("normalized"):
+            raise ValueError("decode_indices takes no normalized=True: the latents of indices are not normalised")
+        return self.decode(self.bottleneck.from_indices(indices), **options)
 
     def reconstruct(
         self,
         images: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
     ) -> Tensor:
-        """Encode and decode `images` (B, 3, H, W): float images in [0, 1] of the same size."""
-        decoded = self.decode(self.encode(images), steps=steps, noise=noise, generator=generator)
+        """Encode and decode `images` (B, 3, H, W): float images in [0, 1] of the same size. See `decode`."""
+        options: dict[str, Any] = {"noise": noise, "generator": generator, "tile": tile, "overlap": overlap}
+        decoded = self.decode(self.encode(images), steps=steps, **options)
         return decoded[..., : images.shape[-2], : images.shape[-1]]
 
     def forward(self, images: Tensor) -> Tensor:
-        """`reconstruct` in one step."""
+        """`reconstruct` with the decoder's own number of steps."""
         return self.reconstruct(images)
 
     def features(self, images: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
@@ -137,13 +195,15 @@ class Tokenizer(nn.Module):
         return [output.feature_map(layer) for layer in layers]
 
     def config(self) -> dict[str, Any]:
-        """Class path and arguments of each part, ready for JSON."""
+        """Class path and arguments of each part, and the latent statistics if there are any, ready for JSON."""
+        statistics = self.latent_statistics
         return {
             "format": FORMAT,
             "uniflow_version": __version__,
             "encoder": part_config(self.encoder),
             "bottleneck": part_config(self.bottleneck),
             "decoder": part_config(self.decoder),
+            **({"latent_statistics": statistics} if statistics else {}),
         }
 
     @classmethod
@@ -151,7 +211,8 @@ class Tokenizer(nn.Module):
         """A tokenizer of the architecture that `config` describes, with random weights; nothing is fetched.
 
         Raises:
-            ValueError: if a part is missing, cannot be imported, or does not take its arguments.
+            ValueError: if a part is missing, cannot be imported, or does not take its arguments, or if the latent
+                statistics do not fit the latents.
         """
         if config.get("format") != FORMAT:
             raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
@@ -159,34 +220,121 @@ class Tokenizer(nn.Module):
             if not isinstance(config.get(part), Mapping):
                 raise ValueError(f"the tokenizer's config names no {part}")
         encoder_class = import_part(config["encoder"], VisionEncoder)
-        takes_weights = "weights" in inspect.signature(encoder_class).parameters
+        import_part(config["bottleneck"], Bottleneck)
+        import_part(config["decoder"], PixelDecoder)
+        takes_weights = "weights" in constructor_arguments(encoder_class)
         encoder = build_part(config["encoder"], VisionEncoder, **({"weights": None} if takes_weights else {}))
+        if takes_weights:  # where the weights once came from stays on record
+            encoder.init_args["weights"] = config["encoder"].get("init_args", {}).get("weights")
         bottleneck = build_part(config["bottleneck"], Bottleneck, encoder.spec)
-        return cls(encoder, bottleneck, build_part(config["decoder"], PixelDecoder, bottleneck.spec))
+        tokenizer = cls(encoder, bottleneck, build_part(config["decoder"], PixelDecoder, bottleneck.spec))
+        tokenizer.load_latent_statistics(config)
+        return tokenizer
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `directory`, which is made if need be."""
-        write_directory(Path(directory), self.config(), self.state_dict())
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write `config.json`, `model.safetensors` and the card `README.md` into a folder.
 
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> Self:
-        """Load a tokenizer, in evaluation mode, on the CPU. Nothing is downloaded, no teacher is built.
+        Of a card that is there already, only the part that was generated is written anew.
 
         Args:
-            path: a directory made by `save_pretrained`, or a checkpoint of `uniflow fit`; of a checkpoint with averaged
-                weights (EMA) these are taken.
+            save_directory: the folder, which is made if need be.
+            config: None; the mixin's `push_to_hub` passes it on, and a tokenizer knows its own.
+            repo_id: where to push it; the folder's name by default.
+            push_to_hub: whether to upload it, too.
+            model_card_kwargs: `recipe` and `results` for the card, see `uniflow.card.model_card`.
+            **push_to_hub_kwargs: of `push_to_hub`.
+
+        Returns:
+            The address of the commit on the hub if it was pushed, else None.
 
         Raises:
-            FileNotFoundError: if there is nothing at `path`.
-            ValueError: if it holds no tokenizer, or its weights do not fit its config.
+            TypeError: if a `config` is given.
         """
-        path = Path(path)
-        if path.is_dir():
-            config, tensors = read_directory(path)
-        elif path.is_file():
-            config, tensors = read_checkpoint(path)
-        else:
-            raise FileNotFoundError(f"no tokenizer at {path}: give a directory with {CONFIG_NAME}, or a checkpoint")
-        tokenizer = cls.from_config(config)
-        load_strictly(tokenizer, tensors, path)
+        if config is not None:
+            raise TypeError("a tokenizer is saved with its own config: leave the argument config out")
+        directory, card = Path(save_directory), self.generate_model_card(**(model_card_kwargs or {}))
+        write_directory(directory, self.config(), self.state_dict())
+        write_card(directory, str(card))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or directory.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs)
+
+    def generate_model_card(
+        self, recipe: Mapping[str, Any] | None = None, results: Mapping[str, Any] | None = None
+    ) -> ModelCard:
+        """The card, see `uniflow.card.model_card`."""
+        return ModelCard(model_card(self, recipe, results))
+
+    @classmethod
+    def from_official(cls, directory: str | os.PathLike[str]) -> Self:
+        """Load a checkpoint in the public UniFlow release's format, in evaluation mode, on the CPU.
+
+        Args:
+            directory: the folder with its `config.json` and `model.safetensors` (one file, or shards with an index).
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or a file is missing.
+            ValueError: if its config describes another architecture, or its weights do not fit it.
+        """
+        from uniflow.official import read_official
+
+        return read_official(directory, cls)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin takes further arguments for the constructor
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a tokenizer, in evaluation mode, in float32, on the CPU. No teacher is built, no code is loaded.
+
+        A `path` that exists is read, and nothing is fetched. Else it is looked up on Hugging Face's hub, or offline in
+        its cache; `config.json` and `model.safetensors` are all that is fetched. For parts of one's own see
+        `uniflow.part.import_part`.
+
+        Args:
+            path: a directory made by `save_pretrained`, a checkpoint of `uniflow fit`, or "organisation/name" on the
+                hub; of a checkpoint with averaged weights (EMA) these are taken.
+            revision: branch, tag or commit on the hub.
+            cache_dir: folder of the hub's cache.
+            token: of a private repository on the hub.
+            force_download: fetch what the cache holds already.
+            local_files_only: look into the cache only.
+
+        Raises:
+            FileNotFoundError: if there is nothing at `path`, and nothing of that name on the hub.
+            ValueError: if it holds no tokenizer, or its weights do not fit its config.
+            OSError: if it cannot be read or fetched.
+        """
+        place = Path(path)
+        if not (place.is_dir() or place.is_file()):
+            place = fetch_directory(
+                os.fspath(path),
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        config, tensors = read_directory(place) if place.is_dir() else read_checkpoint(place)
+        try:
+            with AllocationLimit(place):
+                tokenizer = cls.from_config(config)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: {one_line(error)}") from error
+        load_strictly(tokenizer, tensors, place)
         return tokenizer.eval()

@@ -17,10 +17,10 @@ from uniflow.callbacks import (
     EMA,
     ImageGrid,
     LatentWriter,
-    LinearProbe,
     Monitor,
     ResultsFile,
     Stability,
+    TeacherGap,
     TokenizerExport,
 )
 from uniflow.callbacks.stability import NonFiniteLossError
@@ -137,7 +137,7 @@ def test_test_writes_results_probes_and_rows_of_pictures(tmp_path):
         logger=False,
         enable_progress_bar=False,
         default_root_dir=tmp_path,
-        callbacks=[LinearProbe(), ResultsFile(), ImageGrid(3)],
+        callbacks=[TeacherGap(), ResultsFile(), ImageGrid(3)],
     )
     trainer.test(task, tiny_scenes(val_length=48, test_length=24), verbose=False)
     results = json.loads((tmp_path / "test_results.json").read_text())

@@ -22,6 +22,7 @@ SLOTS = {
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
 COMPONENTS = [file for file in FILES if file.parent.name in SLOTS]
 RECIPES = [file for file in FILES if file.parent in (CONFIGS, CONFIGS / "recipes")]
+ABLATIONS = [file for file in FILES if file.parent == CONFIGS / "ablations"]  # run by tests/ablation
 Resolve = Callable[..., dict[str, Any]]
 
 
@@ -31,7 +32,7 @@ def name(file: Path) -> str:
 
 def test_every_file_is_of_a_known_kind() -> None:
     assert FILES
-    assert sorted(COMPONENTS + RECIPES) == FILES
+    assert sorted(COMPONENTS + RECIPES + ABLATIONS) == FILES
 
 
 @pytest.mark.parametrize("file", FILES, ids=name)

@@ -124,7 +124,8 @@ def test_save_and_load_gives_the_same_tokenizer(tmp_path, decoder):
     assert not loaded.training
     images, noise = torch.rand(2, 3, 16, 24), torch.randn(2, 3, 16, 24)
     assert torch.equal(loaded.reconstruct(images, noise=noise), tokenizer.reconstruct(images, noise=noise))
-    assert sorted(p.name for p in (tmp_path / "tokenizer").iterdir()) == ["config.json", "model.safetensors"]
+    files = ["README.md", "config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "tokenizer").iterdir()) == files
 
 
 def test_loading_never_fetches_weights(tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ from tiny import ENCODER, FLOW
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.cli import main
+from uniflow.pictures import comparison_picture
 from uniflow.quickstart import RUNS
 from uniflow.reconstruct import reconstruct
-from uniflow.report import comparison_picture, report
+from uniflow.report import report
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_report_puts_runs_side_by_side(tmp_path):
     report([tmp_path / "a", tmp_path / "b"], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| a | 50.0% | 20.00 dB |" in text
-    assert "| b | 50.0% | 21.00 dB |" in text
+    assert "| b | 50.0% | **21.00 dB** |" in text
     assert "| a | 0.2500 |" in text
     with Image.open(tmp_path / "report" / "comparison.png") as picture:
         # Originals and teacher once, then two rows a run, each enlarged twice.

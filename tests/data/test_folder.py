@@ -51,12 +51,15 @@ def test_batches_are_uint8_and_splits_are_disjoint(flat: Path) -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].dtype == torch.uint8
     assert batch["image"].shape == (4, 3, 8, 8)
-    assert "label" not in batch
+    assert set(batch) == {"image"}
     assert data.class_names is None
     val, test = ids(data.val_dataloader()), ids(data.test_dataloader())
     assert len(val) > 3
     assert len(test) > 3
     assert sorted([*val, *test, *(int(n[:3]) for n in names(data, "train"))]) == list(range(60))
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        for batch in loader:
+            assert batch["name"] == [f"{int(image[0, 4, 4]) // 4:03d}.png" for image in batch["image"]]
 
 
 def test_adding_files_moves_none_to_another_split(flat: Path) -> None:
@@ -80,6 +83,7 @@ def test_subfolders_are_classes_in_sorted_order(tmp_path: Path) -> None:
     for batch in data.val_dataloader():
         assert batch["label"].dtype == torch.int64
         assert batch["label"].tolist() == [int(image[0, 0, 0] > 100) for image in batch["image"]]
+        assert [name.split("/")[0] == "zebra" for name in batch["name"]] == batch["label"].tolist()
     assert "label" not in next(iter(folder(tmp_path, labels=False).train_dataloader()))
     paint(tmp_path / "loose.png")
     with pytest.raises(ValueError, match="outside of subfolders"):

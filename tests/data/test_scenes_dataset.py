@@ -67,7 +67,10 @@ def test_splits_are_disjoint_and_named() -> None:
     data.setup()
     assert data.class_names == list(CLASS_NAMES)
     images = torch.cat([next(iter(loader()))["image"] for loader in (data.train_dataloader, data.val_dataloader)])
-    images = torch.cat([images, next(iter(data.test_dataloader()))["image"]])
+    test = next(iter(data.test_dataloader()))
+    images = torch.cat([images, test["image"]])
+    assert test["name"] == [f"scene {number:06d}" for number in range(8)]
+    assert "name" not in next(iter(data.train_dataloader()))
     assert images.shape == (24, 3, 32, 32)
     assert images.flatten(1).unique(dim=0).shape[0] == 24
 

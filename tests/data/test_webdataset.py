@@ -76,7 +76,10 @@ def test_evaluation_sees_every_sample_once(shards: Path, workers: int) -> None:
     batch = next(iter(data.val_dataloader()))
     assert batch["image"].dtype == torch.uint8
     assert batch["image"].shape == (4, 3, 8, 8)
-    assert set(batch) == {"image"}
+    assert set(batch) == {"image", "name"}
+    for batch in data.test_dataloader():
+        assert batch["name"] == [f"{int(image[0, 4, 4]):04d}" for image in batch["image"]]
+    assert set(next(iter(data.train_dataloader()))) == {"image"}
 
 
 def test_more_workers_than_shards_are_lowered(shards: Path) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import MLPBottleneck
-from uniflow.callbacks import EMA, LinearProbe
+from uniflow.callbacks import EMA, TeacherGap
 from uniflow.decoders import PatchFlowDecoder
 
 
@@ -84,7 +84,7 @@ def evaluate(path, processes):
         strategy=strategy,
         logger=False,
         enable_progress_bar=False,
-        callbacks=[Results(path), LinearProbe()],
+        callbacks=[Results(path), TeacherGap()],
         default_root_dir=path.parent,
     )
     data = tiny_scenes(val_length=40, test_length=31, batch_size=8)

@@ -80,7 +80,7 @@ def tokenizer_rows(task: TokenizerTask, images: Tensor) -> dict[str, Tensor]:
     size = (images.shape[-2], images.shape[-1])
     basis = pca_basis(teacher.feature_map())
     rows = {"original": to_unit_range(images)}
-    for steps, decoded in task.decodings(latents, 0):
+    for steps, decoded in task.decodings(images, latents):
         rows[f"reconstruction, {steps} step{'s' if steps > 1 else ''}"] = decoded
     for name, output in (("teacher", teacher), ("student", student)):
         rows[name] = pca_image(output.feature_map(), basis, size)

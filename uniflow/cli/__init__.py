@@ -19,6 +19,7 @@ RUNS = {
     "validate": "evaluate on the validation data",
     "test": "evaluate on the test data; writes test_results.json into the run's folder",
     "predict": "run the model over the data",
+    "stats": "measure mean and standard deviation of a tokenizer's latents, to normalise them with",
 }
 
 # The other tools: name -> (module:function, what it does). A module is imported when its tool is called.
@@ -26,8 +27,14 @@ TOOLS = {
     "reconstruct": ("uniflow.reconstruct:reconstruct", "write pictures beside their reconstructions; PSNR and SSIM"),
     "pack": ("uniflow.data.pack:pack", "pack a folder of pictures into WebDataset shards"),
     "photos": ("uniflow.data.photos:export_photos", "write the photographs shipped with scikit-image and scikit-learn"),
-    "report": ("uniflow.report:report", "compare runs: a table and a picture"),
+    "ablate": ("uniflow.ablation.tool:ablate", "run variants of a recipe with several seeds, and compare them"),
+    "report": ("uniflow.report:report", "compare runs: tables, plots and pictures"),
+    "push": ("uniflow.push:push", "upload a tokenizer with its card to Hugging Face's hub"),
+    "evaluate": ("uniflow.evaluate:evaluate", "judge a tokenizer on pictures by the evaluation protocol"),
+    "sweep-steps": ("uniflow.sweep:sweep_steps", "quality and cost of decoding over sampler steps and start noise"),
+    "look": ("uniflow.look:look", "show what a tokenizer makes of a picture: features, similarity, latents, errors"),
     "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
+    "convert": ("uniflow.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
     "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
 }
 

@@ -28,9 +28,11 @@ CALLBACKS: dict[str, type[Callback]] = {
     "images": callbacks.ImageGrid,
     "stability": callbacks.Stability,
     "monitor": callbacks.Monitor,
-    "probe": callbacks.LinearProbe,
+    "codebook": callbacks.CodebookUsage,
+    "probe": callbacks.TeacherGap,
     "results": callbacks.ResultsFile,
     "latents": callbacks.LatentWriter,
+    "statistics": callbacks.LatentStatistics,
     "export": callbacks.TokenizerExport,
 }
 
@@ -46,12 +48,17 @@ PACKAGES = (
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run fit, validate, test or predict with the options `args`; 0 when it went through."""
+    """Run fit, validate, test, predict or stats with the options `args`; 0 when it went through."""
     quiet()
     swap.install()
     for package in PACKAGES:
         importlib.import_module(package)
-    UniflowCLI(command, args)
+    if command == "stats":
+        from uniflow.cli.stats import StatsCLI
+
+        StatsCLI(command, args)
+    else:
+        UniflowCLI(command, args)
     return 0
 
 

@@ -1,0 +1,148 @@
+"""Tiled decoding against decoding at once."""
+
+import pytest
+import torch
+from tiny import ENCODER
+from torch import nn
+
+from uniflow import Tokenizer
+from uniflow.bottleneck import MLPBottleneck
+from uniflow.decoders import PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
+from uniflow.tiling import decode_tiled
+
+
+class LocalConv(PixelDecoder):
+    """A decoder of another package, which sees two latents around each place, and knows nothing of tiles."""
+
+    def __init__(self, latent, width=16):
+        super().__init__()
+        self.spec = latent
+        self.layers = nn.Sequential(
+            nn.Conv2d(latent.channels, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, 3 * latent.patch_size**2, 3, padding=1),
+            nn.PixelShuffle(latent.patch_size),
+        )
+
+    def loss(self, latents, images):
+        return {"l1": (self.decode(latents) - images).abs().mean()}
+
+    def decode(self, latents, *, steps=1, noise=None, generator=None):
+        return self.layers(latents)
+
+
+DECODERS = {
+    "flow": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 2, "flow_depth": 2, "prediction": "data"}),
+    "guided": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "guidance": 2.0}),
+    "zero": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "start": "zero"}),
+    "learned": (RegressionDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "learned_grid": (4, 4)}),
+    "vit": (ViTDecoder, {"width": 32, "num_heads": 2, "depth": 2}),
+    "conv": (LocalConv, {}),
+}
+
+
+@pytest.fixture
+def tokenizer(request):
+    torch.manual_seed(0)
+    encoder = ENCODER()
+    bottleneck = MLPBottleneck(encoder.spec, channels=8)
+    cls, arguments = DECODERS[request.param]
+    made = Tokenizer(encoder, bottleneck, cls(bottleneck.spec, **arguments)).eval().requires_grad_(False)
+    for parameter in made.decoder.parameters():  # zero-initialised layers would hide everything
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def both(tokenizer, latents, steps=2, **tiles):
+    """The picture at once and by tiles, of the same seed."""
+    return [
+        tokenizer.decode(latents, steps=steps, generator=torch.Generator().manual_seed(3), clamp=False, **options)
+        for options in ({}, tiles)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:a velocity-predicting")
+@pytest.mark.parametrize("tokenizer", ["flow", "guided", "zero", "learned", "vit"], indirect=True)
+@pytest.mark.parametrize("tiles", [{"tile": 4}, {"tile": 4, "overlap": 0}, {"tile": 5, "overlap": 4}, {"tile": 64}])
+def test_patch_wise_decoders_paint_the_same_picture_everywhere(tokenizer, tiles):
+    """Their global blocks see the whole picture, positions included; only the patches are painted by tiles."""
+    whole, tiled = both(tokenizer, torch.randn(2, 8, 7, 11), **tiles)
+    assert whole.std() > 0.05
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokenizer", ["conv"], indirect=True)
+def test_a_local_decoder_paints_the_same_picture_away_from_the_seams(tokenizer):
+    """Tiles of 8 that share 2: the first ends at 8, the second begins at 6, and 2 latents of context are seen."""
+    whole, tiled = both(tokenizer, torch.randn(1, 8, 8, 14), tile=8, overlap=2)
+    difference = (whole - tiled).abs().amax(dim=(0, 1, 2))
+    p = tokenizer.patch_size
+    torch.testing.assert_close(difference[: 6 * p], torch.zeros(6 * p), atol=1e-5, rtol=0)
+    torch.testing.assert_close(difference[8 * p :], torch.zeros(6 * p), atol=1e-5, rtol=0)
+    assert difference[6 * p : 8 * p].max() > 1e-3  # in the seam the edges of the tiles are seen
+
+
+@pytest.mark.parametrize("tokenizer", ["conv"], indirect=True)
+def test_overlap_fades_linearly_and_more_of_it_comes_closer(tokenizer):
+    latents = torch.randn(1, 8, 24, 24)
+    errors = []
+    for overlap in (0, 2, 4):
+        whole, tiled = both(tokenizer, latents, tile=8, overlap=overlap)
+        errors.append((whole - tiled).square().mean().item())
+    assert errors[0] > errors[1] > errors[2]
+
+
+class Ramp(PixelDecoder):
+    """Paints the number of the tile that it is called for."""
+
+    def __init__(self, spec):
+        super().__init__()
+        self.spec, self.calls = spec, 0
+
+    def loss(self, latents, images):
+        return {}
+
+    def decode(self, latents, *, steps=1, noise=None, generator=None):
+        self.calls += 1
+        p = self.spec.patch_size
+        return torch.full((len(latents), 3, latents.shape[-2] * p, latents.shape[-1] * p), float(self.calls - 1))
+
+
+def test_two_tiles_cross_fade_over_their_overlap():
+    spec = MLPBottleneck(ENCODER().spec, channels=8).spec
+    image = decode_tiled(Ramp(spec), torch.zeros(1, 8, 1, 6), tile=4, overlap=2)[0, 0, 0]
+    ramp = (torch.arange(16) + 0.5) / 16
+    torch.testing.assert_close(image, torch.cat([torch.zeros(16), ramp, torch.ones(16)]))
+
+
+@pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
+def test_noise_that_is_given_is_used_and_the_drawn_one_is_one_drawing(tokenizer):
+    latents, noise = torch.randn(1, 8, 5, 6), torch.randn(1, 3, 40, 48)
+    whole = tokenizer.decode(latents, noise=noise)
+    torch.testing.assert_close(tokenizer.decode(latents, noise=noise, tile=3), whole, atol=1e-5, rtol=0)
+    assert not torch.allclose(tokenizer.decode(latents, noise=-noise, tile=3), whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
+def test_reconstruct_takes_tiles(tokenizer):
+    images = torch.rand(1, 3, 37, 61)
+    noise = torch.randn(1, 3, 40, 64)
+    whole, tiled = tokenizer.reconstruct(images, noise=noise), tokenizer.reconstruct(images, noise=noise, tile=3)
+    assert tiled.shape == images.shape
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
+def test_bad_tiles_are_refused(tokenizer):
+    latents = torch.randn(1, 8, 4, 4)
+    cases = [
+        ({"tile": 0}, "side of at least 1"),
+        ({"tile": 4, "overlap": 4}, r"overlap in \[0, tile\), got 4 and 4"),
+        ({"tile": 4, "overlap": -1}, "overlap in"),
+        ({"overlap": 2}, "needs tiles"),
+        ({"tile": 2, "noise": torch.randn(1, 3, 8, 8)}, "images' size 32 x 32"),
+        ({"tile": 2, "steps": 0}, "at least 1 step"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            tokenizer.decode(latents, **options)

@@ -1,0 +1,1 @@
+from cli_fixtures import project, uniflow  # noqa: F401

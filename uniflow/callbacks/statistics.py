@@ -1,0 +1,114 @@
+"""Mean and standard deviation of the latents, measured when training ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from uniflow.callbacks.ema import EMA
+from uniflow.metrics import ChannelMoments
+from uniflow.tasks.tokenizer import TokenizerTask
+
+
+class LatentStatistics(Callback):
+    """At the end of fit: the latents' mean and standard deviation, channel by channel, into the tokenizer.
+
+    Measured over all processes, in evaluation mode, without autocast, with the averaged weights if there is EMA: of
+    what the exported tokenizer's `encode` gives. At the start of fit older statistics are forgotten.
+
+    Args:
+        split: whose images are measured, "val" or "test".
+        max_images: at most so many images over all processes, the first ones; None takes all, 0 measures nothing.
+
+    Raises:
+        ValueError: for another split or a negative number.
+    """
+
+    def __init__(self, split: Literal["val", "test"] = "val", max_images: int | None = None) -> None:
+        if split not in ("val", "test"):
+            raise ValueError(f"LatentStatistics.split must be val or test, got {split!r}")
+        if max_images is not None and max_images < 0:
+            raise ValueError(f"LatentStatistics.max_images must be at least 0, got {max_images}")
+        self.split = split
+        self.max_images = max_images
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, TokenizerTask):
+            pl_module.tokenizer.clear_latent_statistics()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not in on_fit_end: by then the model has left its device.
+        if not isinstance(pl_module, TokenizerTask) or self.max_images == 0:
+            return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it at run time
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data is None or not is_overridden(f"{self.split}_dataloader", data, LightningDataModule):
+            rank_zero_info(f"there is no {self.split} data: the tokenizer gets no latent statistics")
+            return
+        rank_zero_info(f"measuring mean and standard deviation of the latents on the {self.split} data")
+        batches = split_batches(data, self.split)
+        share = rank_share(self.max_images, trainer.global_rank, trainer.world_size)
+        with _as_evaluated(trainer, pl_module):
+            moments = measure(pl_module, FirstImages(batches, share))
+        found = moments.compute()
+        pl_module.tokenizer.set_latent_statistics(found.mean, found.std, found.count)
+
+
+@torch.no_grad()
+def measure(task: TokenizerTask, batches: Iterable[Any]) -> ChannelMoments:
+    """The moments of this process's latents."""
+    moments = ChannelMoments()
+    for batch in batches:
+        with torch.autocast(task.device.type, enabled=False):  # what a loaded tokenizer gives, which is float32
+            moments.update(task.tokenizer.encode(batch["image"].to(task.device)))
+    return moments
+
+
+def split_batches(data: LightningDataModule, split: str) -> Any:
+    """The loader of the split "val" or "test"."""
+    return data.val_dataloader() if split == "val" else data.test_dataloader()
+
+
+class FirstImages:
+    """Batches of the first `count` images, "image" of the last one cut to fit; None is all of them."""
+
+    def __init__(self, batches: Iterable[Any], count: int | None) -> None:
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self.count
+        for batch in self.batches if left != 0 else ():
+            yield batch if left is None else {**batch, "image": batch["image"][:left]}
+            if left is not None:
+                left -= min(left, len(batch["image"]))
+                if left == 0:
+                    return
+
+
+def rank_share(count: int | None, rank: int, world_size: int) -> int | None:
+    """How many of the first `count` images the process `rank` has, where images are dealt out one by one."""
+    return None if count is None else len(range(rank, count, world_size))
+
+
+@contextmanager
+def _as_evaluated(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Evaluation mode and the averaged weights, as in a validation; afterwards everything is as before."""
+    modes = {module: module.training for module in pl_module.modules()}
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
+    pl_module.eval()
+    for average in averages:
+        average.on_validation_start(trainer, pl_module)
+    try:
+        yield
+    finally:
+        for average in averages:
+            average.on_validation_end(trainer, pl_module)
+        for module, mode in modes.items():
+            module.training = mode
