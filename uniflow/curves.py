@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Curve = tuple[list[int], list[float]]
@@ -31,6 +33,7 @@ def plot_curves(runs: dict[str, Path], path: Path) -> bool:
         Whether anything was drawn: not without matplotlib (extra `report`), nor for runs that logged nothing.
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -41,23 +44,39 @@ def plot_curves(runs: dict[str, Path], path: Path) -> bool:
     axes = figure.subplots(len(curves), 3, squeeze=False)
     for row, (name, found) in zip(axes, curves.items(), strict=True):
         losses = {key: curve for key, curve in found.items() if key.startswith("train/") and key != "train/loss"}
-        for axis, title, chosen in (
-            (row[0], f"{name}: losses", losses),
-            (row[1], "distance to the teacher, by layer", _layers(found, "distance")),
-            (row[2], "weight, by layer", _layers(found, "weight")),
+        _draw(row[0], f"{name}: losses", {key.removeprefix("train/"): curve for key, curve in losses.items()})
+        row[0].set_yscale("log")
+        if losses:
+            row[0].legend(fontsize=7)
+        for axis, title, what in (
+            (row[1], "distance to the teacher, by layer", "distance"),
+            (row[2], "weight, by layer", "weight"),
         ):
-            for key, (steps, values) in chosen.items():
-                axis.plot(steps, values, label=key.removeprefix("train/"), linewidth=1)
-            if not chosen:  # nothing was distilled
-                axis.set_axis_off()
-                continue
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("step")
-            if len(chosen) <= 12:
-                axis.legend(fontsize=7)
-            axis.set_yscale("log" if axis is row[0] else "linear")
+            layers = _layers(found, what)
+            # From dark to light with depth, so that the order shows without reading the legend.
+            _draw(axis, title, layers, colormaps["viridis"](np.linspace(0, 0.92, len(layers))))
+        _layer_legend(row[2])
     figure.savefig(path, dpi=100)
     return True
+
+
+def _draw(axis: Any, title: str, curves: dict[str, Curve], colors: np.ndarray | None = None) -> None:
+    if not curves:  # nothing was distilled
+        axis.set_axis_off()
+        return
+    for number, (name, (steps, values)) in enumerate(curves.items()):
+        axis.plot(steps, values, label=name, linewidth=1, color=None if colors is None else colors[number])
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("step")
+
+
+def _layer_legend(axis: Any) -> None:
+    """Layers beside the axis, the last on top as its weight mostly is; of many every n-th, counted from the last."""
+    lines, names = axis.get_legend_handles_labels()
+    if names:
+        every = -(-len(names) // 12)
+        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+        axis.legend(lines[::-every], names[::-every], title="layer", fontsize=7, title_fontsize=7, **place)
 
 
 def _layers(curves: dict[str, Curve], what: str) -> dict[str, Curve]:

@@ -19,7 +19,7 @@ from uniflow.data.base import ImageDataModule, ResumableDataLoader
 from uniflow.data.folder import list_images
 from uniflow.data.reading import ImageReadError, read_image
 from uniflow.data.transforms import CenterCrop
-from uniflow.gallery import WorstImages
+from uniflow.gallery import SHOWN, WorstImages
 from uniflow.metrics import (
     Evaluation,
     Protocol,
@@ -169,7 +169,7 @@ def evaluate(
     model.to(place)
     counts = tuple(steps or (1,))
     evaluation = Evaluation(protocol or Protocol())
-    lowest = [metric for metric in ("psnr", "ssim") if metric in evaluation.protocol.images]
+    lowest = [metric for metric in SHOWN if metric in evaluation.protocol.images]
     gallery = WorstImages(worst, lowest) if worst and out is not None else None
     for batch in batches:
         with torch.inference_mode():
@@ -250,6 +250,6 @@ def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
         cells = (row.get(column, "") for column in columns)
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+        table.add_row(*(f"{cell:#.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     # A file or a pipe has no width: rich would fold at 80.
     Console(width=None if sys.stdout.isatty() else 200).print(table)

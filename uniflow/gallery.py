@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uniflow.pictures import captioned_sheet, error_map
 
+SHOWN = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}"}
 GAIN = 4  # of the differences shown
 SIDE = 256  # of an image shown, in pixels
 
@@ -78,11 +79,11 @@ def _bytes(images: Tensor) -> Tensor:
 
 
 def _sheet(metric: str, pairs: Sequence[_Pair]) -> Image.Image:
-    others = [key for key in ("psnr", "ssim") if key != metric]
+    shown = sorted(SHOWN, key=lambda key: key != metric)
     rows = []
     for rank, pair in enumerate(pairs, start=1):
         original, reconstruction = pair.original / 255, pair.reconstruction / 255
-        values = ", ".join(f"{key} {pair.row[key]:.3f}" for key in (metric, *others) if key in pair.row)
+        values = ", ".join(SHOWN[key].format(pair.row[key]) for key in shown if key in pair.row)
         rows.append(
             [
                 (f"{rank}. {pair.row['image']}", original),
@@ -90,4 +91,4 @@ def _sheet(metric: str, pairs: Sequence[_Pair]) -> Image.Image:
                 (f"difference x {GAIN}", error_map(reconstruction, original, GAIN)),
             ]
         )
-    return captioned_sheet(rows, SIDE, f"lowest {metric}")
+    return captioned_sheet(rows, SIDE, f"lowest {metric.upper()}")

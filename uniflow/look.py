@@ -170,10 +170,11 @@ def look_at(
     reference = student
     if teacher is not None:
         reference = teacher(padded)
-        result.add_row(_colours(reference, reference, view, "teacher_"))
-        result.add_row(_similarities(reference, view, "teacher_"))
-    result.add_row(_colours(student, reference, view))
-    result.add_row(_similarities(student, view))
+        result.add_row(_colours(reference, reference, view, "teacher"))
+        result.add_row(_similarities(reference, view, "teacher"))
+    whose = "" if teacher is None else "student"
+    result.add_row(_colours(student, reference, view, whose))
+    result.add_row(_similarities(student, view, whose))
     result.add_row(_channels(latents[0]), WIDE)
     return result
 
@@ -249,29 +250,33 @@ def _reconstruction(tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps:
     }
 
 
-def _colours(output: EncoderOutput, reference: EncoderOutput, view: _View, prefix: str = "") -> dict[str, Panel]:
+def _colours(output: EncoderOutput, reference: EncoderOutput, view: _View, whose: str) -> dict[str, Panel]:
     panels = {}
     for layer in view.layers:
         features = output.feature_map(layer - 1)
         basis = pca_basis(reference.feature_map(layer - 1))
         picture = pca_image(features, basis, (features.shape[-2], features.shape[-1]))[0]
-        panels[f"{prefix}pca_layer{layer:02d}"] = (_caption(prefix, layer, "principal colours"), view.pixels(picture))
+        panels[_name(whose, "pca", layer)] = (_caption(whose, layer, "principal colours"), view.pixels(picture))
     return panels
 
 
-def _similarities(output: EncoderOutput, view: _View, prefix: str = "") -> dict[str, Panel]:
+def _similarities(output: EncoderOutput, view: _View, whose: str) -> dict[str, Panel]:
     panels = {}
     for layer in view.layers:
         values = similarity_map(output.feature_map(layer - 1)[0], view.patch)
         low = values.min()
         picture = view.pixels(heat_map((values - low) / (1 - low).clamp_min(1e-6)))
-        caption = _caption(prefix, layer, f"cosine, {low:.2f} black, 1 white")
-        panels[f"{prefix}similarity_layer{layer:02d}"] = (caption, view.frame(picture))
+        caption = _caption(whose, layer, f"cosine, {low:.2f} black, 1 white")
+        panels[_name(whose, "similarity", layer)] = (caption, view.frame(picture))
     return panels
 
 
-def _caption(prefix: str, layer: int, text: str) -> str:
-    return f"{'teacher, ' if prefix else ''}layer {layer}\n{text}"
+def _name(whose: str, kind: str, layer: int) -> str:
+    return f"{'teacher_' if whose == 'teacher' else ''}{kind}_layer{layer:02d}"
+
+
+def _caption(whose: str, layer: int, text: str) -> str:
+    return f"{whose}{', ' if whose else ''}layer {layer}\n{text}"
 
 
 def _channels(latents: Tensor) -> dict[str, Panel]:

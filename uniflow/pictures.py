@@ -76,8 +76,9 @@ def row_png(images: Tensor, largest: int = 128) -> bytes:
     longer = max(images.shape[-2:])
     if longer > largest:
         images = resize(images, [max(1, side * largest // longer) for side in images.shape[-2:]], antialias=True)
+    opaque = torch.cat([images, torch.full_like(images[:, :1], 255)], dim=1)  # between the images nothing is
     file = io.BytesIO()
-    to_pil_image(make_grid(images, nrow=len(images), padding=2, pad_value=255)).save(file, "PNG", optimize=True)
+    to_pil_image(make_grid(opaque, nrow=len(images), padding=2)).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
@@ -115,8 +116,8 @@ def test_a_locked_run_is_left_alone(fake_uniflow: Calls, make_run: MakeRun) -> N
     assert execute(run).state == FINISHED
 
 
-def test_the_lock_outlives_the_parent(fake_uniflow: Calls, make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(mode="slow")
+def launch_in_a_process(run: Run) -> subprocess.Popen[bytes]:
+    """`launch_local` of the run with the stand-in, as the leader of a group of processes."""
     code = f"""
 import sys
 from pathlib import Path
@@ -124,14 +125,36 @@ from uniflow.ablation import launch
 from uniflow.ablation.plan import Run
 launch.COMMAND = (sys.executable, "-S", "-E", "fake.py")
 launch.surroundings = dict
-launch.execute(Run("a", 0, (Path("recipe.yaml"),), {dict(run.options)!r}, Path({str(run.folder)!r})))
+launch.launch_local([Run("a", 0, (Path("recipe.yaml"),), {dict(run.options)!r}, Path({str(run.folder)!r}))], 1)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         wait_for((run.folder / "last.ckpt").exists)
-    finally:
-        parent.kill()
-        parent.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return process
+
+
+def test_all_killed_at_once(fake_uniflow: Calls, make_run: MakeRun, tmp_path: Path) -> None:
+    """As by kill -9 of the group; with real training: test_ablation_kill.py."""
+    run = make_run(mode="slow")
+    process = launch_in_a_process(run)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    state = read_state(run.state)
+    assert state is not None
+    assert (state.state, state.fitted) == (RUNNING, False)
+    (tmp_path / "go").touch()
+    wait_for(lambda: execute(run).state == FINISHED)  # the stand-in may need a moment to die and free the lock
+    assert fake_uniflow() == ["fit a seed0 - -", "fit a seed0 last -", "test a seed0 last -"]
+
+
+def test_the_lock_outlives_the_parent(fake_uniflow: Calls, make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(mode="slow")
+    process = launch_in_a_process(run)
+    process.kill()
+    process.wait()
     try:
         assert execute(run).state == RUNNING
         assert len(fake_uniflow()) == 1
@@ -212,7 +235,7 @@ def test_ablate(ablate: Callable[..., int], fake_uniflow: Calls, capsys: pytest.
     assert ablate() == 0
     assert len(fake_uniflow()) == 8
     assert {"report.html", "report.md", "results.csv"} <= {file.name for file in Path("out").iterdir()}
-    assert "| a | 2 | **20.50 ± 0.71 dB** |" in Path("out/report.md").read_text()
+    assert "| a | 2 | 20.50 ± 0.71 dB |" in Path("out/report.md").read_text()
     capsys.readouterr()
     assert ablate() == 0
     assert "4 runs, 4 finished before" in capsys.readouterr().out

@@ -43,13 +43,13 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("some_tools")
     module.tool, module.starred = tool, starred  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "some_tools", module)
-    table = {"look": ("some_tools:tool", ""), "star": ("some_tools:starred", ""), "gone": ("no_such_module:x", "")}
+    table = {"peek": ("some_tools:tool", ""), "star": ("some_tools:starred", ""), "gone": ("no_such_module:x", "")}
     monkeypatch.setattr(cli, "TOOLS", cli.TOOLS | table)
     CALLS.clear()
 
 
 def test_arguments(uniflow: Callable[..., Any]) -> None:
-    assert uniflow("look", "--tokenizer", "RUN/tokenizer", "a.jpg", "b.jpg", "--steps", "4").code == 0
+    assert uniflow("peek", "--tokenizer", "RUN/tokenizer", "a.jpg", "b.jpg", "--steps", "4").code == 0
     assert [
         {"images": [Path("a.jpg"), Path("b.jpg")], "tokenizer": Path("RUN/tokenizer"), "steps": 4, "device": "cpu"}
     ] == CALLS
@@ -58,7 +58,7 @@ def test_arguments(uniflow: Callable[..., Any]) -> None:
 
 
 def test_help(uniflow: Callable[..., Any]) -> None:
-    result = uniflow("look", "--help")
+    result = uniflow("peek", "--help")
     assert result.code == 0
     for text in ("Look at pictures.", "the pictures.", "--tokenizer", "where the weights are."):
         assert text in result.out
@@ -67,11 +67,11 @@ def test_help(uniflow: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["look"], "images"),
-        (["look", "a.jpg", "--stps", "3"], "did you mean --steps?"),
-        (["look", "a.jpg", "--steps", "x"], "expected int"),
-        (["look", "a.jpg", "--device", "tpu"], "'cpu', 'cuda'"),
-        (["look", "a.jpg", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["peek"], "images"),
+        (["peek", "a.jpg", "--stps", "3"], "did you mean --steps?"),
+        (["peek", "a.jpg", "--steps", "x"], "expected int"),
+        (["peek", "a.jpg", "--device", "tpu"], "'cpu', 'cuda'"),
+        (["peek", "a.jpg", "--steps", "0"], "steps must be at least 1, got 0"),
         (["gone"], "no_such_module"),
     ],
 )

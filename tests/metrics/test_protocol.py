@@ -82,7 +82,7 @@ def test_ssim_equals_scikit_images_on_photographs(photo):
     settings = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for metric, data_range in ((ssim, 1.0), (legacy_ssim, 2.0)):
         expected = structural_similarity(*arrays, data_range=data_range, **settings)
-        assert metric(noisy, image).item() == pytest.approx(expected, abs=1e-6)
+        assert metric(noisy, image).item() == pytest.approx(expected, abs=5e-6)  # float32 against float64
     assert legacy_ssim(noisy, image) > ssim(noisy, image) + 0.01
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(image[..., :8], image[..., :8])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
 from tiny import fit, tiny_scenes, tiny_task
 from torchvision.utils import save_image
 
@@ -48,7 +49,14 @@ def test_numbers_and_fingerprint_do_not_depend_on_batch_size_or_processes(traine
         assert results["protocol/fingerprint"] == one["protocol/fingerprint"]
     tables = [list(csv.DictReader((tmp_path / n / "test_images.csv").open())) for n in ("one", "two")]
     assert len(tables[0]) == len(tables[1]) == 9
-    assert [row["image"] for row in tables[0]] == [row["image"] for row in tables[1]]
+    assert [row["image"] for row in tables[0]] == [f"scene {number:06d}" for number in range(9)]
+    assert [row["image"] for row in tables[1]] == [row["image"] for row in tables[0]]
+    slices = [list(csv.DictReader((tmp_path / n / "test_slices.csv").open())) for n in ("one", "two")]
+    assert {"all", "texture: highest third", "chroma: lowest third"} <= {row["slice"] for row in slices[0]}
+    for left, right in zip(*slices, strict=True):
+        assert (left["slice"], left["count"]) == (right["slice"], right["count"])
+        assert float(left["psnr_steps2"]) == pytest.approx(float(right["psnr_steps2"]), abs=1e-5)
+    assert float(slices[0][0]["psnr"]) == pytest.approx(one["test/psnr"], abs=1e-5)
     mean = sum(float(row["psnr"]) for row in tables[0]) / 9
     assert one["test/psnr"] == pytest.approx(mean, abs=1e-5)
     assert one["protocol/settings"]["num_images"] == 9
@@ -102,7 +110,41 @@ def test_evaluate_judges_a_folder_of_pictures(trained, tmp_path, capsys):
         "plain", "--size", "32", "--protocol.sets", "[]", "--protocol.images", "[psnr]"
     )
     names = [row["image"] for row in csv.DictReader((tmp_path / "one" / "images.csv").open())]
-    assert [name[-5:] for name in names] == ["0.png", "1.png", "2.png"]
+    assert names == ["0.png", "1.png", "2.png"]
+
+
+def test_evaluate_shows_slices_and_the_worst(trained, tmp_path, capsys):
+    trained.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for folder, count in (("faces", 2), ("text/fine", 3)):
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            save_image(torch.rand(3, 32, 32) * (number + 1) / 3, tmp_path / folder / f"{number}.png")
+    folders = f"[{tmp_path / 'faces'}, {tmp_path / 'text'}, {tmp_path / 'text' / 'fine' / '0.png'}]"
+    command = ["evaluate", str(tmp_path / "tokenizer"), "--images", folders, "--size", "32", "--num_workers", "0"]
+
+    def run(name, *options):
+        assert main([*command, "--protocol.sets", "[]", "--out", str(tmp_path / name), *options]) == 0
+        return capsys.readouterr().out
+
+    assert "lowest third" not in run("quiet", "--worst", "0")
+    assert not (tmp_path / "quiet" / "worst.png").exists()
+    printed = run("one", "--slices", "true", "--worst", "2")
+    rows = list(csv.DictReader((tmp_path / "one" / "slices.csv").open()))
+    assert {row["slice"]: row["count"] for row in rows if "third" not in row["slice"]} == {
+        "all": "6", "folder: faces": "2", "folder: text": "4",
+    }  # fmt: skip
+    assert all(row["slice"] in printed for row in rows)
+    images = list(csv.DictReader((tmp_path / "one" / "images.csv").open()))
+    assert [row["image"] for row in images][1:4] == ["faces/1.png", "text/fine/0.png", "text/fine/0.png"]
+    assert images[0]["brightness"] < images[1]["brightness"]
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert float(rows[0]["psnr"]) == results["psnr"]
+    assert "brightness" not in results
+    with Image.open(tmp_path / "one" / "worst.png") as two:
+        run("single", "--worst", "2", "--batch_size", "1", "--protocol.images", "[psnr]")
+        with Image.open(tmp_path / "single" / "worst.png") as psnr_only:
+            assert psnr_only.size == (two.width // 2, two.height)
+    assert main([*command, "--worst", "-1"]) == 2
 
 
 def test_evaluate_says_what_is_wrong(trained, tmp_path, capsys):

@@ -20,6 +20,7 @@ from uniflow.ablation.state import FAILED, FINISHED, State, now, read_state
 from uniflow.ablation.study import Outcome, Study
 
 PROTOCOL = "protocol/fingerprint"
+SEED_FOLDER = re.compile(r"seed[-_]?\d+")
 # Entries of a run's config.yaml in which runs of one variant differ.
 NOT_A_SETTING = ("run", "seed_everything", "ckpt_path", "verbose")
 
@@ -151,18 +152,24 @@ def _settings(folder: Path) -> str:
 
 
 def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """A name for each group of folders: what the names have in common without the seed, longer where two are equal."""
+    """A name for each group of folders: what their names have in common without the seed; two of one name get more."""
     shared = [_common_name(group) for group in groups]
-    first = [group[0] for group in groups]
-    names = [name if shared.count(name) == 1 else path.name for name, path in zip(shared, first, strict=True)]
-    return [name if names.count(name) == 1 else str(path) for name, path in zip(names, first, strict=True)]
+    paths = [group[0].resolve() for group in groups]
+    own = ["/".join(path.parts[-2:]) if SEED_FOLDER.fullmatch(path.name) else path.name for path in paths]
+    names = [name if shared.count(name) == 1 else longer for name, longer in zip(shared, own, strict=True)]
+    for count in range(2, max(len(path.parts) for path in paths) + 1):  # folders above, as far as they tell apart
+        names = [
+            name if names.count(name) == 1 else "/".join(path.parts[-count:])
+            for name, path in zip(names, paths, strict=True)
+        ]
+    return names
 
 
 def _common_name(group: Sequence[Path]) -> str:
     """`adaptive` for adaptive/seed0 and adaptive/seed1, and for adaptive_s0 and adaptive_s1; else the first's name."""
     names = set()
     for folder in group:
-        if re.fullmatch(r"seed[-_]?\d+", folder.name):
+        if SEED_FOLDER.fullmatch(folder.name):
             names.add(folder.resolve().parent.name)
         else:
             names.add(re.sub(r"[-_. ]*(seed|s)?[-_]?\d+$", "", folder.name) if len(group) > 1 else folder.name)

@@ -42,6 +42,7 @@ class Metric:
         return left > right if self.better == "higher" else left < right
 
 
+# The columns of `uniflow report`.
 KNOWN = {
     metric.key: metric
     for metric in (
@@ -55,6 +56,19 @@ KNOWN = {
         Metric("test/psnr_patch_mean", "PSNR of patch means", "none", decimals=2, unit=" dB"),
     )
 }
+# Shown by ablations that name them.
+FURTHER = {
+    metric.key: metric
+    for metric in (
+        Metric("test/probe_latent", "probe of the latents", "higher", 100, 1, "%"),
+        Metric("test/knn_teacher", "k-NN of the teacher", "none", 100, 1, "%"),
+        Metric("test/knn_student", "k-NN of the student", "higher", 100, 1, "%"),
+        Metric("test/knn_latent", "k-NN of the latents", "higher", 100, 1, "%"),
+        Metric("test/gap_probe", "probe, points below the teacher", "lower", decimals=1),
+        Metric("test/gap_knn", "k-NN, points below the teacher", "lower", decimals=1),
+        Metric("test/cka", "CKA, mean of layers", "higher"),
+    )
+}
 # The columns of an ablation that names none.
 DEFAULT = ("test/probe_student", "test/probe_teacher", "test/cosine", "test/psnr", "test/ssim")
 UNDERSTANDING, RECONSTRUCTION = "test/probe_student", "test/psnr"
@@ -62,7 +76,7 @@ UNDERSTANDING, RECONSTRUCTION = "test/probe_student", "test/psnr"
 
 def named_metric(key: str, better: Direction | None = None) -> Metric:
     """The metric called `key`, known or not; `better` replaces its direction."""
-    metric = KNOWN.get(key) or Metric(key, key.removeprefix("test/").replace("_", " "))
+    metric = KNOWN.get(key) or FURTHER.get(key) or Metric(key, key.removeprefix("test/").replace("_", " "))
     return metric if better is None else replace(metric, better=better)
 
 

@@ -105,7 +105,7 @@ def pareto_plot(study: Study) -> Plot | None:
     axis.plot(*zip(*points, strict=True), color=INK, linewidth=0.8, linestyle=":", zorder=0)
     axis.set_xlabel(_with_unit(x_metric))
     axis.set_ylabel(_with_unit(y_metric))
-    _legend(figure, axis)
+    _legend(study, figure, axis)
     values = "; ".join(f"{n}: {x_metric.show(xs[n].mean)}, {y_metric.show(ys[n].mean)}" for n in both)
     alt = f"{x_metric.title} against {y_metric.title}. {values}. Nothing beats: {', '.join(front)}."
     return Plot(figure, "Understanding against reconstruction", alt)
@@ -155,7 +155,7 @@ def layers_plot(study: Study) -> Plot | None:
     axis.set_xlabel("layer")
     axis.set_ylabel("cosine to the teacher")
     axis.locator_params(axis="x", integer=True)
-    _legend(figure, axis)
+    _legend(study, figure, axis)
     return Plot(figure, "Cosine to the teacher, by layer", "A line for each variant; the numbers stand in the table.")
 
 
@@ -174,7 +174,7 @@ def loss_plots(study: Study, curves: Mapping[str, Sequence[Mapping[str, Curve]]]
         if lowest > 0:
             _logarithmic(axis)
         axis.set_xlabel("step")
-        _legend(figure, axis)
+        _legend(study, figure, axis)
         loss = key.removeprefix("train/").replace("_", " ")
         yield Plot(figure, f"Loss: {loss}", f"The loss {loss}, times its weight, over the steps of training.")
 
@@ -228,9 +228,9 @@ def _figure(height: float = SIZE[1]) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _legend(figure: Any, axis: Any) -> None:
+def _legend(study: Study, figure: Any, axis: Any) -> None:
     names = axis.get_legend_handles_labels()[1]
-    if len(names) > 1:
+    if names and len(study.variants) > 1:
         figure.legend(loc="outside lower center", ncols=2 if max(map(len, names)) <= 22 else 1)
 
 

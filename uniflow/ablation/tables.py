@@ -42,7 +42,7 @@ class Table:
     def html(self) -> str:
         """The table in a container of its own that scrolls, so that the page never does sideways."""
         kind = ' class="numbers"' if self.numbers else ""
-        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        head = "".join(f'<th scope="col"><span>{html.escape(cell)}</span></th>' for cell in self.header)
         body = "\n".join(f"<tr>{_html_row(row)}</tr>" for row in self.rows)
         caption = html.escape(self.caption)
         return (
@@ -137,4 +137,4 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def _html_row(cells: Sequence[str]) -> str:
     first, *rest = cells
     shown = [f"<strong>{html.escape(c)}</strong>" if isinstance(c, Best) else html.escape(c) for c in rest]
-    return f'<th scope="row">{html.escape(first)}</th>' + "".join(f"<td>{cell}</td>" for cell in shown)
+    return f'<th scope="row"><span>{html.escape(first)}</span></th>' + "".join(f"<td>{cell}</td>" for cell in shown)

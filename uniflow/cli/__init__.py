@@ -33,6 +33,7 @@ TOOLS = {
     "evaluate": ("uniflow.evaluate:evaluate", "judge a tokenizer on pictures by the evaluation protocol"),
     "sweep-steps": ("uniflow.sweep:sweep_steps", "quality and cost of decoding over sampler steps and start noise"),
     "look": ("uniflow.look:look", "show what a tokenizer makes of a picture: features, similarity, latents, errors"),
+    "export": ("uniflow.export:export", "write encode and decode as torch.export programs and as ONNX"),
     "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
     "convert": ("uniflow.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
     "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),

@@ -56,17 +56,11 @@ def legacy_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
 def _ssim(reconstruction: Tensor, original: Tensor, data_range: float) -> Tensor:
     if min(original.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs images of at least 11 x 11 pixels, got {tuple(original.shape[-2:])}")
-    # Differences of nearly equal squares: float64, but on Apple's GPUs, which have none.
-    dtype = torch.float32 if original.device.type == "mps" else torch.float64
     with torch.autocast(original.device.type, enabled=False):  # which would blur in bfloat16
         _, full = structural_similarity_index_measure(
-            reconstruction.to(dtype),
-            original.to(dtype),
-            data_range=data_range,
-            reduction="none",
-            return_full_image=True,
+            reconstruction.float(), original.float(), data_range=data_range, reduction="none", return_full_image=True
         )
-    return full[..., 5:-5, 5:-5].mean(dim=(1, 2, 3)).float()
+    return full[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
 
 
 def ms_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:

@@ -15,21 +15,21 @@ Row = Mapping[str, Any]
 
 # ITU-R BT.601
 LUMA = (0.299, 0.587, 0.114)
-SMOOTH_BELOW = 0.01
-EDGE_ABOVE = 0.2
+SMOOTH_BELOW = 0.02
+EDGE_ABOVE = 0.3
 STATISTICS = ("texture", "smooth", "edges", "chroma", "brightness")
 
 
 def image_statistics(images: Tensor) -> dict[str, Tensor]:
     """What each image looks like, in five numbers.
 
-    With the luma Y = .299 R + .587 G + .114 B, and without the border of one pixel where neighbours are needed:
+    With the luma Y = .299 R + .587 G + .114 B, and where neighbours are needed without the border of one pixel:
 
     - "texture": mean of |Y(y-1, x) + Y(y+1, x) + Y(y, x-1) + Y(y, x+1) - 4 Y(y, x)|, in [0, 4];
-    - "smooth": share of pixels whose gradient is shorter than `SMOOTH_BELOW`, in [0, 1]. The gradient is that of
-      central differences, (Y(y, x+1) - Y(y, x-1)) / 2 and (Y(y+1, x) - Y(y-1, x)) / 2;
-    - "edges": share of pixels whose gradient is longer than `EDGE_ABOVE`, in [0, 1]. A step of height h has h / 2 on
-      either side, so these are steps of high contrast, as text and line art have;
+    - "smooth": share of pixels whose gradient is shorter than `SMOOTH_BELOW` (5 of 255 levels), in [0, 1]. The gradient
+      is (Y(y, x+1) - Y(y, x), Y(y+1, x) - Y(y, x));
+    - "edges": share of pixels whose gradient is longer than `EDGE_ABOVE` (77 of 255 levels), in [0, 1]: sharp steps of
+      high contrast, as text and line art have;
     - "chroma": mean of max(R, G, B) - min(R, G, B), in [0, 1]; 0 for grey images;
     - "brightness": mean of Y, in [0, 1].
 
@@ -46,10 +46,10 @@ def image_statistics(images: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"image statistics need at least 3 x 3 pixels, got {tuple(images.shape[-2:])}")
     images = images.float()
     luma = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1)
-    up, down = luma[:, :-2, 1:-1], luma[:, 2:, 1:-1]
+    centre, up, down = luma[:, 1:-1, 1:-1], luma[:, :-2, 1:-1], luma[:, 2:, 1:-1]
     left, right = luma[:, 1:-1, :-2], luma[:, 1:-1, 2:]
-    laplacian = up + down + left + right - 4 * luma[:, 1:-1, 1:-1]
-    gradient = torch.hypot((right - left) / 2, (down - up) / 2)
+    laplacian = up + down + left + right - 4 * centre
+    gradient = torch.hypot(right - centre, down - centre)
     chroma = images.amax(dim=1) - images.amin(dim=1)
     pixels = {
         "texture": laplacian.abs(),
