@@ -206,7 +206,7 @@ def load_onnx(path: str | os.PathLike[str]) -> Callable[..., Tensor]:
 
 
 class _SpecOnly(nn.Module):
-    """Stands for a part that a program does not run: a program holds all weights of the module that it was made from."""
+    """Stands for a part that a program does not run, since a program holds all weights of what it was made from."""
 
     def __init__(self, spec: Any) -> None:
         super().__init__()
@@ -302,14 +302,11 @@ def _require_onnx() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the tracer's and the converter's notes to their own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

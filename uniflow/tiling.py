@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.base import PixelDecoder, cut
 
 
 def decode_tiled(
@@ -16,6 +16,7 @@ def decode_tiled(
     *,
     tile: int,
     overlap: int | None = None,
+    global_context: bool = False,
     steps: int | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -50,13 +51,13 @@ def decode_tiled(
         noise = decoder.draw_noise(latents, generator)
     elif tuple(noise.shape[-2:]) != (height * p, width * p):
         raise ValueError(f"noise must have the images' size {height * p} x {width * p}, got {tuple(noise.shape)}")
-    context = decoder.context(latents)
+    context = decoder.context(latents) if global_context else None
     total: Tensor | None = None
     weights = torch.zeros(height * p, width * p, device=latents.device)
     for rows, columns in itertools.product(_spans(height, tile, overlap), _spans(width, tile, overlap)):
         y, x = (slice(span.start * p, span.stop * p) for span in (rows, columns))
         painted = decoder.decode_context(
-            context[..., rows, columns],
+            decoder.context(latents, (rows, columns)) if context is None else cut(context, (rows, columns)),
             steps=steps,
             noise=None if noise is None else noise[..., y, x],
             generator=generator,

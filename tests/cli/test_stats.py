@@ -90,7 +90,10 @@ def test_every_run_measures_them_unless_it_drops_them(uniflow: Uniflow) -> None:
         (("--tokenizer", "nowhere"), "no tokenizer at nowhere"),
         (("--run", "runs/none"), "no tokenizer at runs/none/tokenizer"),
         (("--run", "runs/none", "--ckpt_path", "last"), "name the folder of the tokenizer"),
-        (("--run", "runs/none", "--ckpt_path", "last", "--tokenizer", "x"), "there is no checkpoint runs/none/last.ckpt"),
+        (
+            ("--run", "runs/none", "--ckpt_path", "last", "--tokenizer", "x"),
+            "there is no checkpoint runs/none/last.ckpt",
+        ),
         (("--tokenizer", "nowhere", "--split", "train"), "split"),
     ],
 )

@@ -10,6 +10,14 @@ from torch import Tensor
 from uniflow.part import Part
 from uniflow.specs import LatentSpec
 
+# Rows and columns of a part of a picture, in latents.
+Window = tuple[slice, slice]
+
+
+def cut(latents: Tensor, window: Window | None) -> Tensor:
+    """The part of (B, C, h, w) in a window; None is all of it."""
+    return latents if window is None else latents[..., window[0], window[1]]
+
 
 class PixelDecoder(Part):
     """Base class of decoders. A subclass takes the `LatentSpec` first and sets `spec` in its constructor."""
@@ -53,19 +61,21 @@ class PixelDecoder(Part):
         """
         return None
 
-    def context(self, latents: Tensor) -> Tensor:
-        """What painting a place needs to know of the whole picture, as an image.
+    def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        """What painting each place needs to know, as an image.
 
         A decoder with a part that looks at the whole picture and another that paints each place on its own overrides
-        this and `decode_context`: tiled decoding runs the first part once, and only the second by tiles.
+        this and `decode_context`. Tiled decoding can then run the first part on the whole picture, or give it one tile
+        at a time and the tile's place.
 
         Args:
-            latents: (B, C, h, w).
+            latents: (B, C, h, w), of the whole picture.
+            window: the rows and columns to give the context of, as if no other latents were there; None is all.
 
         Returns:
-            (B, K, h, w) for any K; the latents themselves by default.
+            (B, K, h, w) for any K, of the window; the latents themselves by default.
         """
-        return latents
+        return cut(latents, window)
 
     def decode_context(
         self,

@@ -10,6 +10,7 @@ from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from uniflow.decoders.base import Window, cut
 from uniflow.init import preserve_variance_
 
 
@@ -62,16 +63,30 @@ class PositionEmbedding(nn.Module):
             self.table = nn.Parameter(sincos_2d(width, learned_grid))
         self._cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """`tokens` (B, h w, width) plus the embedding of `grid` = (h, w)."""
+    def forward(self, tokens: Tensor, grid: tuple[int, int], window: Window | None = None) -> Tensor:
+        """`tokens` plus the embedding of their places.
+
+        Args:
+            tokens: (B, h w, width), or those of the window only.
+            grid: (h, w) of the whole picture.
+            window: the rows and columns that the tokens are of; None is all of them.
+        """
+        embedding = self._embedding(grid, tokens.device, tokens.dtype)
+        if window is not None:
+            places = rearrange(embedding, "1 (h w) c -> 1 h w c", h=grid[0])[:, window[0], window[1]]
+            embedding = rearrange(places, "1 h w c -> 1 (h w) c")
+        return tokens + embedding
+
+    def _embedding(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The embedding of a whole grid, (1, h w, width)."""
         if self.table is None or self.learned_grid is None:
-            return tokens + self._fixed(grid, tokens.device, tokens.dtype)
+            return self._fixed(grid, device, dtype)
         table: Tensor = self.table
         if torch.compiler.is_exporting() or grid != self.learned_grid:  # an exported program takes any grid
             image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
             resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
             table = rearrange(resized, "1 c h w -> 1 (h w) c")
-        return tokens + table.to(tokens.dtype)
+        return table.to(dtype)
 
     def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
         if torch.compiler.is_exporting():  # the grid is symbolic there, and no key of a dict
@@ -115,13 +130,13 @@ class GlobalStage(nn.Module):
         )
         self.position_out = PositionEmbedding(width, learned_grid)
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, channels, h, w) -> condition (B, h w, width)."""
+    def forward(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        """Latents (B, channels, h, w) -> condition (B, h w, width); of a `window` of them, seeing nothing else."""
         grid = (latents.shape[-2], latents.shape[-1])
-        tokens = self.position_in(self.up(rearrange(latents, "b c h w -> b (h w) c")), grid)
+        tokens = self.position_in(self.up(rearrange(cut(latents, window), "b c h w -> b (h w) c")), grid, window)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.position_out(tokens, grid)
+        return self.position_out(tokens, grid, window)
 
 
 def time_frequencies(count: int, device: torch.device) -> Tensor:

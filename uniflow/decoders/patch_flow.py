@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.base import PixelDecoder, Window, cut
 from uniflow.decoders.flow import (
     data_to_velocity,
     euler,
@@ -160,9 +160,9 @@ class PatchFlowDecoder(PixelDecoder):
                 return F.mse_loss(patches, data.to(dtype)), patches
             return F.mse_loss(velocity.to(dtype), velocity_target(noise, data).to(dtype)), patches
 
-    def condition(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> condition (B, h w, width)."""
-        return self.global_stage(latents)
+    def condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        """Latents (B, C, h, w) -> condition (B, h w, width), of all places or of those in a window."""
+        return self.global_stage(latents, window)
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., width)."""
@@ -193,8 +193,9 @@ class PatchFlowDecoder(PixelDecoder):
         dtype = torch.promote_types(latents.dtype, torch.float32)
         return torch.randn(self._image_shape(latents), device=latents.device, dtype=dtype, generator=generator)
 
-    def context(self, latents: Tensor) -> Tensor:
-        return rearrange(self.condition(latents), "b (h w) c -> b c h w", h=latents.shape[-2])
+    def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        tokens = self.condition(latents, window)
+        return rearrange(tokens, "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
 
     def decode_context(
         self,

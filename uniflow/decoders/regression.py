@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.base import PixelDecoder, Window, cut
 from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
 from uniflow.specs import LatentSpec
 
@@ -63,8 +63,9 @@ class RegressionDecoder(PixelDecoder):
     ) -> Tensor:
         return self.decode_context(self.context(latents))
 
-    def context(self, latents: Tensor) -> Tensor:
-        return rearrange(self.global_stage(latents), "b (h w) c -> b c h w", h=latents.shape[-2])
+    def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        tokens = self.global_stage(latents, window)
+        return rearrange(tokens, "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
 
     def decode_context(
         self,

@@ -9,6 +9,7 @@ from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from uniflow.decoders.base import Window, cut
 from uniflow.decoders.direct import DirectDecoder
 from uniflow.decoders.layers import PositionEmbedding, unpatchify, zero_linear
 from uniflow.init import preserve_variance_
@@ -58,10 +59,11 @@ class ViTDecoder(DirectDecoder):
     def paint(self, latents: Tensor) -> Tensor:
         return self._pixels(self.context(latents))
 
-    def context(self, latents: Tensor) -> Tensor:
+    def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
         grid = (latents.shape[-2], latents.shape[-1])
-        tokens = self.position(self.up(rearrange(latents, "b c h w -> b (h w) c")), grid)
-        return rearrange(self.norm(self.blocks(tokens)), "b (h w) c -> b c h w", h=grid[0])
+        seen = cut(latents, window)
+        tokens = self.position(self.up(rearrange(seen, "b c h w -> b (h w) c")), grid, window)
+        return rearrange(self.norm(self.blocks(tokens)), "b (h w) c -> b c h w", h=seen.shape[-2])
 
     def decode_context(
         self,
