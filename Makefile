@@ -11,7 +11,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit("uniflow needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,hub,report]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,report]'
 	@touch $@
 
 # The main job, small and whole: fit, test and report, with the embedded encoder on Scenes. No network, no GPU.

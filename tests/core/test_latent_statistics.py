@@ -19,6 +19,9 @@ def tokenizer(statistics=True):
     encoder = ENCODER()
     bottleneck = MLPBottleneck(encoder.spec, channels=4)
     made = Tokenizer(encoder, bottleneck, FLOW(bottleneck.spec)).eval()
+    with torch.no_grad():  # a fresh decoder paints the same grey whatever its latents
+        for parameter in made.decoder.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
     if statistics:
         made.set_latent_statistics(MEAN, STD, 1000)
     return made
