@@ -3,6 +3,7 @@
 Every measurement has a process of its own; its peak is Linux's VmHWM above that of a small picture.
 
     python benchmarks/tiling.py --decoder flow --size 2048 --tile 32
+    python benchmarks/tiling.py --decoder flow --size 2048 --tile 32 --global_context
     python benchmarks/tiling.py --decoder conv --size 1024 --tile 16
 """
 
@@ -48,23 +49,25 @@ def peak_mib() -> float:
 
 
 @torch.inference_mode()
-def measure(name: str, size: int, tile: int, out: Path) -> None:
+def measure(name: str, size: int, tile: int, global_context: bool, out: Path) -> None:
     """Decode one picture, 0 for `tile` meaning at once; write it to `out` and print the peak."""
     decoder, side = build(name), size // SPEC.patch_size
     latents = torch.randn(1, SPEC.channels, side, side, generator=torch.Generator().manual_seed(1))
     decode_tiled(decoder, latents[..., :4, :4], tile=4)
     before = peak_mib()
     noise = torch.Generator().manual_seed(2)
-    image = (
-        decode_tiled(decoder, latents, tile=tile, generator=noise) if tile else decoder.decode(latents, generator=noise)
-    )
+    if tile:
+        image = decode_tiled(decoder, latents, tile=tile, global_context=global_context, generator=noise)
+    else:
+        image = decoder.decode(latents, generator=noise)
     print(json.dumps(peak_mib() - before))
     torch.save(image, out)
 
 
-def run(name: str, size: int, tile: int, out: Path) -> float:
+def run(name: str, size: int, tile: int, global_context: bool, out: Path) -> float:
     """`measure` in a process of its own; the peak in MiB."""
     command = [sys.executable, __file__, "--decoder", name, "--size", str(size), "--tile", str(tile), "--out", str(out)]
+    command += ["--global_context"] * global_context
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -74,21 +77,23 @@ def main() -> None:
     parser.add_argument("--decoder", choices=["flow", "vit", "conv"], default="flow")
     parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
     parser.add_argument("--tile", type=int, default=16, help="side of a tile in latents of 16 pixels")
+    parser.add_argument("--global_context", action="store_true", help="see `uniflow.tiling`")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.out is not None:
-        measure(options.decoder, options.size, options.tile, options.out)
+        measure(options.decoder, options.size, options.tile, options.global_context, options.out)
         return
     with tempfile.TemporaryDirectory() as folder:
         whole, tiled = Path(folder, "whole.pt"), Path(folder, "tiled.pt")
-        at_once = run(options.decoder, options.size, 0, whole)
-        by_tiles = run(options.decoder, options.size, options.tile, tiled)
+        at_once = run(options.decoder, options.size, 0, False, whole)
+        by_tiles = run(options.decoder, options.size, options.tile, options.global_context, tiled)
         images = [torch.load(path, weights_only=True) for path in (whole, tiled)]
     difference = (images[0] - images[1]).abs()
     line = {
         "decoder": options.decoder,
         "size": options.size,
         "tile": options.tile,
+        "global_context": options.global_context,
         "at_once_mib": round(at_once),
         "by_tiles_mib": round(by_tiles),
         "ratio": round(by_tiles / at_once, 2),
