@@ -26,6 +26,7 @@ def reconstruct(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     tile: int | None = None,
     overlap: int | None = None,
+    global_context: bool = False,
 ) -> None:
     """Write each picture beside its reconstruction, and print PSNR and SSIM.
 
@@ -40,6 +41,7 @@ def reconstruct(
         device: where to compute; auto takes a GPU if there is one.
         tile: side in latents of tiles to decode one after another, for pictures too large to decode at once.
         overlap: latents that neighbouring tiles share; by default a quarter of the tile.
+        global_context: whether the decoder's global part sees the whole picture at once.
 
     Raises:
         ValueError: if no tokenizer is named, none of the images can be read, or the overlap does not fit the tile.
@@ -50,6 +52,7 @@ def reconstruct(
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     model.to(place)
     side = model.encoder.spec.image_size if size is None else size
+    options = {"steps": steps, "tile": tile, "overlap": overlap, "global_context": global_context}
     scores: list[tuple[float, float]] = []
     for path, target in _targets(images, out):
         try:
@@ -59,7 +62,7 @@ def reconstruct(
             continue
         if side:
             image = resize_short_side(image, side)
-        score = _reconstruct_one(model, image.to(place), target, seed, steps=steps, tile=tile, overlap=overlap)
+        score = _reconstruct_one(model, image.to(place), target, seed, **options)
         scores.append(score)
         print(f"{path}: PSNR {score[0]:.2f} dB, SSIM {score[1]:.4f}, {image.shape[2]} x {image.shape[1]} -> {target}")
     if not scores:

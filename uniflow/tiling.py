@@ -23,9 +23,10 @@ def decode_tiled(
 ) -> Tensor:
     """Decode tile by tile; where tiles overlap, one fades linearly into the next.
 
-    The decoder's `context` sees the whole picture and runs once; its `decode_context` sees one tile at a time. All
-    tiles are cut from one drawing of the noise. So a decoder that paints each patch on its own gives the picture that
-    `decode` gives, and any other differs by what it would have seen beyond a tile's edge.
+    A tile knows its place in the picture, and its noise is cut from one drawing for all of it. So the result differs
+    from that of `decode` only by what a decoder would have seen beyond a tile's edge. With `global_context` the part of
+    a decoder that looks at the whole picture (its `context`) does so, and only the rest goes by tiles: decoders that
+    then paint each patch on its own give the picture of `decode`, for more memory.
 
     Args:
         decoder: the decoder.
@@ -33,6 +34,7 @@ def decode_tiled(
         tile: side of a tile, in latents.
         overlap: latents that neighbouring tiles share, below `tile`; None is a quarter of the tile. The last tile of
             a row or column may share more.
+        global_context: whether a decoder's global part sees the whole picture at once.
         steps: sampler steps of a flow decoder; None leaves them to the decoder.
         noise: standard normal start (B, 3, H, W) in place of a drawn one.
         generator: source of the drawn noise.

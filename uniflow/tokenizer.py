@@ -105,6 +105,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         normalized: bool = False,
         tile: int | None = None,
         overlap: int | None = None,
+        global_context: bool = False,
     ) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, h * patch_size, w * patch_size) in [0, 1].
 
@@ -116,7 +117,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             clamp: whether to cut the result to [0, 1].
             normalized: whether the latents are those of `encode(normalize=True)`.
             tile: side in latents of tiles to decode one after another, for large images; None decodes all at once.
-            overlap: latents that neighbouring tiles share, see `uniflow.tiling`; None is a quarter of the tile.
+            overlap: latents that neighbouring tiles share; None is a quarter of the tile.
+            global_context: whether the decoder's global part sees the whole picture at once; see `uniflow.tiling`.
 
         Raises:
             ValueError: if the latents are not (B, C, h, w), the noise is misshapen, there is no step, no statistics to
@@ -129,9 +131,10 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         chosen = {} if steps is None else {"steps": steps}
         options: dict[str, Any] = {**chosen, "noise": noise, "generator": generator}
         if tile is not None:
-            images = decode_tiled(self.decoder, latents, tile=tile, overlap=overlap, **options)
-        elif overlap is not None:
-            raise ValueError(f"an overlap of {overlap} latents needs tiles: give their side, tile")
+            tiles: dict[str, Any] = {"tile": tile, "overlap": overlap, "global_context": global_context}
+            images = decode_tiled(self.decoder, latents, **tiles, **options)
+        elif overlap is not None or global_context:
+            raise ValueError("overlap and global_context are of tiles: give their side, tile")
         else:
             images = self.decoder.decode(latents, **options)
         return images.clamp(0, 1) if clamp else images
@@ -164,10 +167,11 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         generator: torch.Generator | None = None,
         tile: int | None = None,
         overlap: int | None = None,
+        global_context: bool = False,
     ) -> Tensor:
         """Encode and decode `images` (B, 3, H, W): float images in [0, 1] of the same size. See `decode`."""
-        options: dict[str, Any] = {"noise": noise, "generator": generator, "tile": tile, "overlap": overlap}
-        decoded = self.decode(self.encode(images), steps=steps, **options)
+        tiles: dict[str, Any] = {"tile": tile, "overlap": overlap, "global_context": global_context}
+        decoded = self.decode(self.encode(images), steps=steps, noise=noise, generator=generator, **tiles)
         return decoded[..., : images.shape[-2], : images.shape[-1]]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ print(tiled - start, peak() - start)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak memory from Linux's /proc")
-def test_tiles_bound_the_memory_of_the_patch_wise_head():
+def test_tiles_bound_the_memory():
     """Peaks in a fresh process, in MiB, of decoding 1024 x 1024 pixels by tiles and, after that, at once."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     tiled, whole = map(float, run.stdout.split())

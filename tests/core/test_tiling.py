@@ -37,6 +37,12 @@ DECODERS = {
     "zero": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "start": "zero"}),
     "learned": (RegressionDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "learned_grid": (4, 4)}),
     "vit": (ViTDecoder, {"width": 32, "num_heads": 2, "depth": 2}),
+    "local_flow": (
+        PatchFlowDecoder,
+        {"width": 32, "num_heads": 2, "global_depth": 0, "flow_depth": 1, "guidance": 2.0},
+    ),
+    "local_vit": (ViTDecoder, {"width": 32, "num_heads": 2, "depth": 0}),
+    "local_learned": (RegressionDecoder, {"width": 32, "num_heads": 2, "global_depth": 0, "learned_grid": (4, 4)}),
     "conv": (LocalConv, {}),
 }
 
@@ -61,14 +67,37 @@ def both(tokenizer, latents, steps=2, **tiles):
     ]
 
 
+PATCH_WISE = ["flow", "guided", "zero", "learned", "vit"]
+TILES = [{"tile": 4}, {"tile": 4, "overlap": 0}, {"tile": 5, "overlap": 4}, {"tile": 64}]
+
+
 @pytest.mark.filterwarnings("ignore:a velocity-predicting")
-@pytest.mark.parametrize("tokenizer", ["flow", "guided", "zero", "learned", "vit"], indirect=True)
-@pytest.mark.parametrize("tiles", [{"tile": 4}, {"tile": 4, "overlap": 0}, {"tile": 5, "overlap": 4}, {"tile": 64}])
-def test_patch_wise_decoders_paint_the_same_picture_everywhere(tokenizer, tiles):
-    """Their global blocks see the whole picture, positions included; only the patches are painted by tiles."""
-    whole, tiled = both(tokenizer, torch.randn(2, 8, 7, 11), **tiles)
+@pytest.mark.parametrize("tokenizer", PATCH_WISE, indirect=True)
+@pytest.mark.parametrize("tiles", TILES, ids=str)
+def test_with_global_context_patch_wise_decoders_paint_the_same_picture_everywhere(tokenizer, tiles):
+    whole, tiled = both(tokenizer, torch.randn(2, 8, 7, 11), **tiles, global_context=True)
     assert whole.std() > 0.05
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokenizer", ["local_flow", "local_vit", "local_learned"], indirect=True)
+@pytest.mark.parametrize("tiles", TILES, ids=str)
+def test_without_global_blocks_tiles_paint_the_same_picture_everywhere(tokenizer, tiles):
+    """Each patch sees its own latent and its place in the whole picture, and nothing else."""
+    latents = torch.randn(1, 8, 7, 11)
+    whole, tiled = both(tokenizer, latents, **tiles)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+    moved = tokenizer.decode(latents[..., 2:, :], generator=torch.Generator().manual_seed(3), clamp=False)
+    assert not torch.allclose(moved[..., :8, :8], whole[..., 16:24, :8], atol=1e-2)  # places do matter
+
+
+@pytest.mark.parametrize("tokenizer", ["flow", "vit"], indirect=True)
+def test_with_global_blocks_tiles_miss_what_lies_beyond_them(tokenizer):
+    latents = torch.randn(1, 8, 7, 11)
+    whole, tiled = both(tokenizer, latents, tile=4)
+    assert not torch.allclose(tiled, whole, atol=1e-3)
+    whole, one_tile = both(tokenizer, latents, tile=11)
+    torch.testing.assert_close(one_tile, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tokenizer", ["conv"], indirect=True)
@@ -119,15 +148,18 @@ def test_two_tiles_cross_fade_over_their_overlap():
 def test_noise_that_is_given_is_used_and_the_drawn_one_is_one_drawing(tokenizer):
     latents, noise = torch.randn(1, 8, 5, 6), torch.randn(1, 3, 40, 48)
     whole = tokenizer.decode(latents, noise=noise)
-    torch.testing.assert_close(tokenizer.decode(latents, noise=noise, tile=3), whole, atol=1e-5, rtol=0)
-    assert not torch.allclose(tokenizer.decode(latents, noise=-noise, tile=3), whole, atol=1e-3)
+    tiled = tokenizer.decode(latents, noise=noise, tile=3, global_context=True)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+    other = tokenizer.decode(latents, noise=-noise, tile=3, global_context=True)
+    assert not torch.allclose(other, whole, atol=1e-3)
 
 
 @pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
 def test_reconstruct_takes_tiles(tokenizer):
     images = torch.rand(1, 3, 37, 61)
     noise = torch.randn(1, 3, 40, 64)
-    whole, tiled = tokenizer.reconstruct(images, noise=noise), tokenizer.reconstruct(images, noise=noise, tile=3)
+    whole = tokenizer.reconstruct(images, noise=noise)
+    tiled = tokenizer.reconstruct(images, noise=noise, tile=3, overlap=1, global_context=True)
     assert tiled.shape == images.shape
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
@@ -139,7 +171,8 @@ def test_bad_tiles_are_refused(tokenizer):
         ({"tile": 0}, "side of at least 1"),
         ({"tile": 4, "overlap": 4}, r"overlap in \[0, tile\), got 4 and 4"),
         ({"tile": 4, "overlap": -1}, "overlap in"),
-        ({"overlap": 2}, "needs tiles"),
+        ({"overlap": 2}, "are of tiles"),
+        ({"global_context": True}, "are of tiles"),
         ({"tile": 2, "noise": torch.randn(1, 3, 8, 8)}, "images' size 32 x 32"),
         ({"tile": 2, "steps": 0}, "at least 1 step"),
     ]
