@@ -1,13 +1,17 @@
 """Tiled decoding against decoding at once."""
 
+from functools import partial
+
 import pytest
 import torch
+from PIL import Image
 from tiny import ENCODER
 from torch import nn
 
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.decoders import PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
+from uniflow.reconstruct import reconstruct
 from uniflow.tiling import decode_tiled
 
 
@@ -31,19 +35,18 @@ class LocalConv(PixelDecoder):
         return self.layers(latents)
 
 
+FLOW = partial(PatchFlowDecoder, width=32, num_heads=2, flow_depth=2, prediction="data")
+REGRESSION = partial(RegressionDecoder, width=32, num_heads=2, head_depth=1)
 DECODERS = {
-    "flow": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 2, "flow_depth": 2, "prediction": "data"}),
-    "guided": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "guidance": 2.0}),
-    "zero": (PatchFlowDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "flow_depth": 1, "start": "zero"}),
-    "learned": (RegressionDecoder, {"width": 32, "num_heads": 2, "global_depth": 1, "learned_grid": (4, 4)}),
-    "vit": (ViTDecoder, {"width": 32, "num_heads": 2, "depth": 2}),
-    "local_flow": (
-        PatchFlowDecoder,
-        {"width": 32, "num_heads": 2, "global_depth": 0, "flow_depth": 1, "guidance": 2.0},
-    ),
-    "local_vit": (ViTDecoder, {"width": 32, "num_heads": 2, "depth": 0}),
-    "local_learned": (RegressionDecoder, {"width": 32, "num_heads": 2, "global_depth": 0, "learned_grid": (4, 4)}),
-    "conv": (LocalConv, {}),
+    "flow": partial(FLOW, global_depth=2),
+    "guided": partial(FLOW, global_depth=1, guidance=2.0),
+    "zero": partial(FLOW, global_depth=1, start="zero"),
+    "learned": partial(REGRESSION, global_depth=1, learned_grid=(4, 4)),
+    "vit": partial(ViTDecoder, width=32, num_heads=2, depth=2),
+    "local_flow": partial(FLOW, global_depth=0, guidance=2.0),
+    "local_learned": partial(REGRESSION, global_depth=0, learned_grid=(4, 4)),
+    "local_vit": partial(ViTDecoder, width=32, num_heads=2, depth=0),
+    "conv": LocalConv,
 }
 
 
@@ -52,8 +55,8 @@ def tokenizer(request):
     torch.manual_seed(0)
     encoder = ENCODER()
     bottleneck = MLPBottleneck(encoder.spec, channels=8)
-    cls, arguments = DECODERS[request.param]
-    made = Tokenizer(encoder, bottleneck, cls(bottleneck.spec, **arguments)).eval().requires_grad_(False)
+    decoder = DECODERS[request.param](bottleneck.spec)
+    made = Tokenizer(encoder, bottleneck, decoder).eval().requires_grad_(False)
     for parameter in made.decoder.parameters():  # zero-initialised layers would hide everything
         parameter.add_(torch.randn_like(parameter) * 0.05)
     return made
@@ -71,7 +74,6 @@ PATCH_WISE = ["flow", "guided", "zero", "learned", "vit"]
 TILES = [{"tile": 4}, {"tile": 4, "overlap": 0}, {"tile": 5, "overlap": 4}, {"tile": 64}]
 
 
-@pytest.mark.filterwarnings("ignore:a velocity-predicting")
 @pytest.mark.parametrize("tokenizer", PATCH_WISE, indirect=True)
 @pytest.mark.parametrize("tiles", TILES, ids=str)
 def test_with_global_context_patch_wise_decoders_paint_the_same_picture_everywhere(tokenizer, tiles):
@@ -162,6 +164,21 @@ def test_reconstruct_takes_tiles(tokenizer):
     tiled = tokenizer.reconstruct(images, noise=noise, tile=3, overlap=1, global_context=True)
     assert tiled.shape == images.shape
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokenizer", ["vit"], indirect=True)
+def test_the_command_takes_tiles(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    Image.effect_noise((40, 56), 60).convert("RGB").save(tmp_path / "photo.png")
+
+    def picture(name, **tiles):
+        reconstruct([tmp_path / "photo.png"], tmp_path / "tokenizer", tmp_path / name, size=0, device="cpu", **tiles)
+        return (tmp_path / name / "photo.png").read_bytes()
+
+    whole = picture("whole")
+    assert picture("same", tile=3, overlap=0, global_context=True) == whole
+    assert picture("tiled", tile=3) != whole
+    assert picture("overlapping", tile=3, overlap=2) != picture("tiled", tile=3)
 
 
 @pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)

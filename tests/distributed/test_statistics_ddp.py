@@ -8,7 +8,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 
+from uniflow import Tokenizer
 from uniflow.callbacks import EMA, LatentStatistics
+from uniflow.cli.stats import SETTINGS, StatsTrainer
 from uniflow.tasks import FusedAdamW
 
 
@@ -43,3 +45,28 @@ def test_two_processes_measure_what_one_measures(tmp_path, max_images):
     assert first["count"] == alone["count"] == (max_images or 11) * 16
     for name in ("mean", "std"):
         assert first[name] == pytest.approx(alone[name], abs=1e-6)
+
+
+def test_two_processes_of_the_command_write_what_one_writes(tmp_path):
+    tokenizer = tiny_tokenizer()
+    found = []
+    for processes, batch in ((1, 8), (2, 3)):
+        folder = tmp_path / str(processes)
+        tokenizer.save_pretrained(folder)
+        strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
+        trainer = StatsTrainer(
+            accelerator="cpu", devices=processes, strategy=strategy, **SETTINGS, enable_progress_bar=False
+        )
+        data = tiny_scenes(val_length=11, batch_size=batch)
+        trainer.stats(datamodule=data, tokenizer=str(folder))
+        found.append(Tokenizer.from_pretrained(folder).latent_statistics)
+    alone, together = found
+    assert together["count"] == alone["count"] == 11 * 16
+    for name in ("mean", "std"):
+        assert together[name] == pytest.approx(alone[name], abs=1e-6)
+
+
+def tiny_tokenizer():
+    task = tiny_task(decoder=REGRESSION)
+    task.configure_model()
+    return task.tokenizer

@@ -37,11 +37,10 @@ def sincos_2d(width: int, grid: tuple[int, int]) -> Tensor:
     if width % 4:
         raise ValueError(f"a 2D sine-cosine embedding needs a width divisible by 4, got {width}")
     omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
-    halves = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]
-    return torch.cat([f(half) for half in halves for f in (torch.sin, torch.cos)], dim=1).float()[None]
+    angles = [torch.arange(side, dtype=torch.float64)[:, None] * omega for side in grid]
+    rows, columns = (torch.cat([axis.sin(), axis.cos()], dim=1).float() for axis in angles)
+    halves = [columns.expand(grid[0], -1, -1), rows[:, None].expand(-1, grid[1], -1)]
+    return torch.cat(halves, dim=2).flatten(0, 1)[None]
 
 
 class PositionEmbedding(nn.Module):
