@@ -59,11 +59,11 @@ def export(
         if format != "onnx":
             path = out / f"{traced.name}.pt2"
             torch.export.save(traced.program, path)
-            print(f"{path}: {traced.signature()}; at most {traced.difference(load_torch(path)):.1g} off")
+            _check(traced, path, load_torch)
         if format != "torch":
             path = out / f"{traced.name}.onnx"
             write_onnx(traced, path, opset)
-            print(f"{path}: {traced.signature()}; at most {traced.difference(load_onnx(path)):.1g} off")
+            _check(traced, path, load_onnx)
 
 
 @dataclass
@@ -273,6 +273,16 @@ def _trace(
     except Exception as error:  # the tracer raises many types for what it cannot trace
         raise ValueError(f"{name} cannot be exported ({one_line(error)}){_advice(static_size)}") from error
     return Traced(name, module, program, tuple(inputs), output, cases, static_size)
+
+
+def _check(traced: Traced, path: Path, load: Callable[[Path], Callable[..., Tensor]]) -> None:
+    """Compare a file with the tokenizer and say how near it comes; a file that does not work is removed."""
+    try:
+        off = traced.difference(load(path))
+    except ValueError:
+        path.unlink()
+        raise
+    print(f"{path}: {traced.signature()}; at most {off:.1g} off")
 
 
 def _sides(size: int | tuple[int, int], multiple: int) -> tuple[int, int]:

@@ -163,6 +163,7 @@ def test_an_encoder_that_fixes_its_size_is_refused_and_exported_for_one(tmp_path
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"exported encode does not work for .* --static_size true"):
         export(str(tmp_path / "tokenizer"), tmp_path / "out", format="torch")
+    assert list((tmp_path / "out").iterdir()) == []
     export(str(tmp_path / "tokenizer"), tmp_path / "out", format="torch", static_size=True, size=(64, 32))
     run = load_torch(tmp_path / "out" / "encode.pt2")
     for batch in (1, 4):
