@@ -11,6 +11,7 @@ import torch
 from uniflow.data.folder import list_images
 from uniflow.data.reading import ImageReadError, read_image
 from uniflow.data.transforms import resize_short_side
+from uniflow.evaluate import pick_device
 from uniflow.metrics import psnr, ssim
 from uniflow.pictures import rows_to_grid, save_picture
 from uniflow.tokenizer import Tokenizer
@@ -49,7 +50,7 @@ def reconstruct(
     if tokenizer is None:
         raise ValueError("name the tokenizer: --tokenizer RUN/tokenizer")
     model = Tokenizer.from_pretrained(tokenizer)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = pick_device(device)
     model.to(place)
     side = model.encoder.spec.image_size if size is None else size
     options = {"steps": steps, "tile": tile, "overlap": overlap, "global_context": global_context}

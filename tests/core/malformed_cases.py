@@ -1,4 +1,7 @@
-"""Ways to spoil a tokenizer's folder, and what is said about each: CASES, for test_malformed."""
+"""Ways to spoil a tokenizer's folder, and what is said about each: CASES, for test_malformed.
+
+One list of small cases, over 400 lines long: to split it would only scatter it.
+"""
 
 import json
 import os

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
+
+from uniflow.metrics.gather import gather_lists
 
 
 class Averages:
@@ -37,10 +36,7 @@ class Averages:
         """The means over all images of all processes, by name; starts afresh. Every process has to call it."""
         own = {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
         self._sums, self._counts = {}, {}
-        parts: list[Any] = [own]
-        if torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, own)
+        parts = gather_lists([own])
         names = list(dict.fromkeys(name for part in parts for name in part))
         means = {}
         for name in names:

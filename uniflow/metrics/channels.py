@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from uniflow.metrics.gather import gather_lists
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,8 @@ class ChannelMoments:
         Raises:
             ValueError: if nothing was added in any process.
         """
-        parts: list[Any] = [self._own]
-        if torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, self._own)
+        filled = [part for part in gather_lists([self._own]) if part is not None]
         self._own = None
-        filled = [part for part in parts if part is not None]
         if not filled:
             raise ValueError("there is nothing to take mean and standard deviation of: the data has no images")
         sums = reduce(_merge, filled)
