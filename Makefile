@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two OpenMP threads beside a busy core run many times slower.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install quickstart photos test test-all check parity gpu clean
+.PHONY: install quickstart photos test test-all check parity benchmark gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -36,6 +36,10 @@ test-all: check
 # How far the numbers lie from those of the paper's public release; writes docs/parity.md.
 parity: install
 	$(BIN)/python benchmarks/parity.py --out docs/parity.md
+
+# Speed and memory as ratios to baselines, on one CPU thread; writes docs/benchmarks.md.
+benchmark: install
+	$(BIN)/python benchmarks/run.py
 
 # Needs a CUDA device; uses the interpreter that has it: make gpu BIN=/path/to/bin
 gpu:

@@ -1,6 +1,6 @@
 """Training speed of the DINOv2-L/14 recipe on one GPU: images/s, MFU and peak memory, written to docs/results.md.
 
-Random weights and rendered scenes at 224 px, bf16-mixed: what is measured is the step, not the result.
+Random weights and rendered scenes, bf16-mixed: what is measured is the step, not the result.
 
     make gpu
     python benchmarks/gpu_fit.py --device cpu --steps 4 --tiny     # the same path at tiny size, writes nothing
@@ -48,6 +48,7 @@ class Stopwatch(Callback):
             self.start, self.images = time.perf_counter(), 0
         elif trainer.global_step > self.warmup:
             self.images += len(batch["image"])
+        self.loss = outputs["loss"]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wait(pl_module)
@@ -56,7 +57,12 @@ class Stopwatch(Callback):
         forward = {name: row["gflop"] for name, row in parts.items()}
         # A backward pass costs two forward passes; the teacher has none.
         gflop = 3 * forward["total"] + forward["encoder"]
-        type(self).result = {"images_per_second": rate, "gflop_per_image": gflop, "tflops": rate * gflop / 1e3}
+        type(self).result = {
+            "images_per_second": rate,
+            "gflop_per_image": gflop,
+            "tflops": rate * gflop / 1e3,
+            "last_loss": float(self.loss),
+        }
 
     def _wait(self, pl_module: LightningModule) -> None:
         if pl_module.device.type == "cuda":
@@ -65,13 +71,15 @@ class Stopwatch(Callback):
 
 def fit(arguments: argparse.Namespace) -> dict[str, Any]:
     options = ["-c", RECIPE, "--run", str(arguments.run), "--model.encoder.weights", "null",
-               "--data", "Scenes", "--data.size", "224", "--data.batch_size", str(arguments.batch_size),
+               "--data", "Scenes", "--data.size", str(arguments.size), "--data.batch_size", str(arguments.batch_size),
                "--data.num_workers", str(arguments.workers), "--data.train_length", "1000000",
                "--trainer.accelerator", arguments.device, "--trainer.devices", "1",
                "--trainer.max_steps", str(arguments.steps), "--trainer.max_epochs", "-1",
                "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "50",
                "--trainer.callbacks", "benchmarks.gpu_fit.Stopwatch",
-               "--trainer.callbacks.warmup", str(arguments.steps // 4)]  # fmt: skip
+               "--trainer.callbacks.warmup", str(arguments.steps // 4),
+               "--trainer.strategy", arguments.strategy,
+               "--model.compile_blocks", str(arguments.compile).lower()]  # fmt: skip
     if arguments.tiny:
         options += TINY
     if code := main(["fit", *options]):
@@ -112,11 +120,15 @@ if __name__ == "__main__":
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--run", type=Path, default=Path("runs") / f"gpu_fit_{int(time.time())}")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    parser.add_argument("--strategy", default="auto", help="of the trainer, such as fsdp2")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--dry", action="store_true", help="print the measurement only")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("gpu_fit: no CUDA device; try --device cpu --tiny")
     measured = fit(arguments)
     print(json.dumps(measured))
-    if arguments.device == "cuda" and not arguments.tiny:
+    if arguments.device == "cuda" and not arguments.tiny and not arguments.dry:
         write(measured)

@@ -79,9 +79,14 @@ def class_path(cls: type) -> str:
 def part_config(part: Part) -> dict[str, Any]:
     """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
     return {
-        "class_path": class_path(type(part)),
+        "class_path": class_path(own_class(part)),
         "init_args": {k: _plain(v) for k, v in part.init_args.items() if not _is_spec(v)},
     }
+
+
+def own_class(part: nn.Module) -> type:
+    """The class that a part was made of; sharding puts another in front of it."""
+    return next(c for c in type(part).__mro__ if not any(b.__name__ == "FSDPModule" for b in (c, *c.__bases__)))
 
 
 def import_part(config: Mapping[str, Any], base: type[PartT]) -> type[PartT]:

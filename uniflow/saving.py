@@ -21,16 +21,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters
 from uniflow.part import one_line
+from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta
+from uniflow.sharding.checkpoint import read_tensors as sharded_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
 def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer's two files into `directory`, which is made if need be."""
+    """Write a tokenizer's two files into `directory`, which is made if need be; adapters are merged."""
     directory.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    config, merged = without_adapters(config, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    plain = {name: tensor.contiguous() for name, tensor in merged.items()}
     # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
     save_file(plain, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
     (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
@@ -38,6 +42,30 @@ def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping
     shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         os.replace(directory / f".{name}", directory / name)
+
+
+def without_adapters(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of the plain tokenizer that one with low-rank adapters amounts to; others as they are.
+
+    Args:
+        config: a tokenizer's `config()`.
+        tensors: its state dict; not changed.
+
+    Raises:
+        ValueError: if adapters and weights do not fit.
+    """
+    encoder = config.get("encoder")
+    arguments = encoder.get("init_args") if isinstance(encoder, Mapping) else None
+    if not isinstance(encoder, Mapping) or not isinstance(arguments, Mapping) or arguments.get("tune") != "lora":
+        return dict(config), dict(tensors)
+    alpha = arguments.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
+    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
+    plain_encoder = {**encoder, "init_args": plain | {"tune": "full"}}
+    return {**config, "encoder": plain_encoder}, merge_adapters(tensors, alpha)
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
@@ -111,16 +139,18 @@ def fetch_directory(
 
 
 def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a folder made by `Tokenizer.save_pretrained`.
+    """Config and tensors of a folder made by `Tokenizer.save_pretrained`, or of a sharded checkpoint.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
         ValueError: if one of them is damaged.
     """
+    if is_sharded_checkpoint(path):
+        return read_checkpoint(path)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
-    return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
+    return _plain(read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME), path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,11 +181,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the tokenizer in a checkpoint of `uniflow fit`; averaged weights (EMA) where it has them.
+    """Config and tensors of the tokenizer in a checkpoint of `uniflow fit`, a file or, of a sharded run, a folder;
+    averaged weights (EMA) where it has them, adapters merged.
 
     Raises:
         ValueError: if it cannot be read without unpickling, or holds no tokenizer.
     """
+    if path.is_dir():
+        content = read_meta(path)
+        content |= {key: sharded_tensors(path, prefix) for key, prefix in (("state_dict", MODEL), ("ema", AVERAGE))}
+    else:
+        content = _read_file(path)
+    config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
+    if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
+        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
+    prefix = "tokenizer."
+    weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds weights that are no tensors")
+    return _plain(config, {name.removeprefix(prefix): value for name, value in weights.items()}, path)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint in one file; empty if that is no dict."""
     unsafe = f"{path} is no checkpoint that can be read safely"
     try:
         compressed = _is_compressed(path)
@@ -165,15 +213,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{unsafe}: it is damaged, or holds more than tensors and plain values") from error
     if compressed:
         raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
-    content = checkpoint if isinstance(checkpoint, dict) else {}
-    config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
-    if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
-        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
-    prefix = "tokenizer."
-    weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds weights that are no tensors")
-    return config, {name.removeprefix(prefix): value for name, value in weights.items()}
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def _plain(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`without_adapters` of what was read from `path`, which may be anything."""
+    try:
+        with AllocationLimit(path):
+            return without_adapters(config, tensors)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
 
 
 def _is_compressed(path: Path) -> bool:
@@ -195,7 +244,10 @@ class AllocationLimit(TorchDispatchMode):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.size = (path / WEIGHTS_NAME if path.is_dir() else path).stat().st_size
+        if is_sharded_checkpoint(path):
+            self.size = sum(piece.stat().st_size for piece in path.glob("*.distcp"))
+        else:
+            self.size = (path / WEIGHTS_NAME if path.is_dir() else path).stat().st_size
         self.left = 8 * self.size + 2**26
 
     def __torch_dispatch__(

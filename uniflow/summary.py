@@ -12,6 +12,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from uniflow.blocks import restore_blocks
+from uniflow.part import own_class
+from uniflow.sharding.shard import is_sharded
 from uniflow.tokenizer import Tokenizer
 
 
@@ -32,7 +35,7 @@ def model_summary(
     size = image_size or tokenizer.encoder.spec.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
     # On the meta device nothing is computed, and a model of billions of parameters needs no memory.
-    model = copy.deepcopy(tokenizer).to("meta").eval().float().requires_grad_(False)
+    model = _copy(tokenizer).to("meta").eval().float().requires_grad_(False)
     images = torch.empty(1, 3, height, width, device="meta")
     noise = torch.empty_like(model.pad(images))
     rows: dict[str, dict[str, float]] = {}
@@ -57,6 +60,15 @@ def model_summary(
     return rows
 
 
+def _copy(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer of the same architecture that is neither sharded nor compiled."""
+    if is_sharded(tokenizer):
+        return Tokenizer.from_config(tokenizer.config())
+    model = copy.deepcopy(tokenizer)
+    restore_blocks(model)
+    return model
+
+
 def print_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None = None) -> None:
     """Print `model_summary` as a table."""
     size = image_size or tokenizer.encoder.spec.image_size
@@ -69,7 +81,7 @@ def print_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     for name, row in model_summary(tokenizer, (height, width)).items():
         part: nn.Module = tokenizer if name == "total" else getattr(tokenizer, name)
         trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        kind = "" if name == "total" else type(part).__name__
+        kind = "" if name == "total" else own_class(part).__name__
         table.add_row(
             name, kind, f"{row['parameters'] / 1e6:,.2f} M", f"{trained / 1e6:,.2f} M", f"{row['gflop']:,.2f}"
         )

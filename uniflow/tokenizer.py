@@ -242,6 +242,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         config: Any = None,
         repo_id: str | None = None,
         push_to_hub: bool = False,
+        state_dict: Mapping[str, Tensor] | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
@@ -254,6 +255,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             config: None; the mixin's `push_to_hub` passes it on, and a tokenizer knows its own.
             repo_id: where to push it; the folder's name by default.
             push_to_hub: whether to upload it, too.
+            state_dict: the weights to write; None is the model's own. For models that are sharded.
             model_card_kwargs: `recipe` and `results` for the card, see `uniflow.card.model_card`.
             **push_to_hub_kwargs: of `push_to_hub`.
 
@@ -266,7 +268,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         if config is not None:
             raise TypeError("a tokenizer is saved with its own config: leave the argument config out")
         directory, card = Path(save_directory), self.generate_model_card(**(model_card_kwargs or {}))
-        write_directory(directory, self.config(), self.state_dict())
+        write_directory(directory, self.config(), self.state_dict() if state_dict is None else state_dict)
         write_card(directory, str(card))
         if not push_to_hub:
             return None

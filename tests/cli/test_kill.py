@@ -18,7 +18,7 @@ OPTIONS += ["--data.train_length", "40", "--data.val_length", "8", "--trainer.va
 EVERY = 7  # steps between checkpoints: in the middle of an epoch of 10
 
 
-def losses(run: Path) -> dict[int, float]:
+def logged_losses(run: Path) -> dict[int, float]:
     """Step -> training loss, the latest written."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
@@ -52,6 +52,6 @@ def test_kill_and_resume(project: Path, uniflow: Callable[..., Any]) -> None:
     assert result.code == 0, result.err
     result = uniflow("fit", *options, *end, str(at + 12), "--run", "runs/whole")
     assert result.code == 0, result.err
-    whole, resumed = losses(Path("runs/whole")), losses(killed)
+    whole, resumed = logged_losses(Path("runs/whole")), logged_losses(killed)
     after = range(at, at + 12)
     assert [resumed[step] for step in after] == [whole[step] for step in after]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniflow.data.reading import ImageReadError, read_image
+from uniflow.data import reading
+from uniflow.data.reading import ImageReadError, image_size, read_image
 
 HEIGHT, WIDTH = 12, 20
 COLOUR = (200, 100, 40)
@@ -88,6 +89,95 @@ def test_draft_mode_keeps_the_sides_asked_for() -> None:
     assert read_image(data, min_side=100).shape == (3, 100, 160)
     assert read_image(data, min_side=101).shape == (3, 200, 320)
     assert read_image(data).shape == (3, 400, 640)
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    """A picture with edges and slopes in all three channels."""
+    y, x = np.mgrid[0:height, 0:width]
+    pixels = np.stack([120 + 100 * np.sin(x / 7), 255 * ((x + y) % 40 > 20), y * 255 / height], -1)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+JPEGS = {
+    **{f"4:{s}": {"subsampling": i} for i, s in enumerate(("4:4", "2:2", "2:0"))},
+    "coarse": {"quality": 10},
+    "fine": {"quality": 100},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_rows": 1},
+    "RGB without a conversion": {"keep_rgb": True},
+    "turned": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", JPEGS)
+def test_both_decoders_give_the_same_pixels(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if mode == "CMYK" and kind == "RGB without a conversion":
+        pytest.skip("keep_rgb is for RGB")
+    assert reading.FAST_JPEG, "pip install 'uniflow[fast]'"
+    for height, width in ((75, 100), (61, 43), (1, 9)):
+        data = encoded(smooth(height, width).convert(mode), "JPEG", **JPEGS[kind])
+        for min_side in (None, 40, 16):
+            monkeypatch.setattr(reading, "FAST_JPEG", True)
+            fast = read_image(data, min_side=min_side)
+            monkeypatch.setattr(reading, "FAST_JPEG", False)
+            assert torch.equal(fast, read_image(data, min_side=min_side)), (height, width, min_side)
+
+
+def test_plain_jpegs_take_the_fast_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    decode = reading.simplejpeg.decode_jpeg
+
+    def spy(*args: Any, **kwargs: Any) -> np.ndarray:
+        calls.append(kwargs)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(reading.simplejpeg, "decode_jpeg", spy)
+    read_image(encoded(smooth(64, 80), "JPEG"), min_side=32)
+    read_image(encoded(smooth(64, 80).convert("L"), "JPEG"))
+    assert [call["min_height"] for call in calls] == [32, 64]
+    for other in (encoded(smooth(8, 8), "PNG"), encoded(smooth(8, 8).convert("CMYK"), "JPEG")):
+        read_image(other)
+    assert len(calls) == 2
+
+
+def test_what_the_fast_decoder_refuses_is_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(noise_jpeg())
+    generator = np.random.default_rng(0)
+    refused = read = 0
+    for _ in range(150):
+        broken = bytearray(data)
+        broken[generator.integers(2, len(data))] = generator.integers(256)
+        results: list[Any] = []
+        for fast in (True, False):
+            monkeypatch.setattr(reading, "FAST_JPEG", fast)
+            try:
+                results.append(read_image(bytes(broken)))
+            except ImageReadError as error:
+                results.append(str(error))
+        refused, read = refused + isinstance(results[0], str), read + isinstance(results[0], torch.Tensor)
+        assert str(results[0]) == str(results[1])
+        assert isinstance(results[0], str) or torch.equal(results[0], results[1])
+    assert refused
+    assert read
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_the_size_is_that_of_the_image_as_it_is_read(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "image.jpg"
+    path.write_bytes(encoded(smooth(12, 20), "JPEG", exif=exif))
+    assert image_size(path) == tuple(read_image(path).shape[1:])
+
+
+def test_a_file_without_a_header_has_no_size(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    with pytest.raises(ImageReadError, match=r"image\.jpg"):
+        image_size(path)
+    path.write_bytes(b"no image")
+    with pytest.raises(ImageReadError, match=r"image\.jpg"):
+        image_size(path)
 
 
 def noise_jpeg() -> bytes:

@@ -110,8 +110,13 @@ def test_resume_after_a_validation_in_mid_epoch_and_after_a_crash(tmp_path: Path
     assert fit(tmp_path, 0, ckpt=tmp_path / "crash.ckpt") == whole[BATCHES + 4 :]
 
 
-def test_another_batch_size_in_mid_epoch_is_said(tmp_path: Path) -> None:
+def test_another_seed_in_mid_epoch_is_said(tmp_path: Path) -> None:
+    data = NumbersModule(batch_size=4, seed=1)
+    with pytest.warns(UserWarning, match="seed 0 -> 1: some samples are seen twice or not at all"):
+        data.load_state_dict({"epoch": 0, "samples": 8, "batch_size": 4, "seed": 0, "world_size": 1})
+
+
+def test_the_position_of_older_checkpoints_is_understood() -> None:
     data = NumbersModule(batch_size=4)
-    data.load_state_dict({"epoch": 0, "batches": 2, "batch_size": 8, "seed": 0, "world_size": 1})
-    with pytest.warns(UserWarning, match="batch_size 8 -> 4"):
-        data.train_dataloader()
+    data.load_state_dict({"epoch": 2, "batches": 3, "batch_size": 2, "seed": 0, "world_size": 4})
+    assert (data.position.epoch, data.position.samples) == (2, 24)

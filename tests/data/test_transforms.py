@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from uniflow.data.sampler import SampleIndex, sample_generator
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop, resize_short_side
+from uniflow.data.transforms import CenterCrop, RandomResizedCrop, _resize, resize_short_side
 
 
 def gradient(height: int, width: int) -> torch.Tensor:
@@ -39,6 +40,17 @@ def test_a_crop_keeps_the_share_asked_for() -> None:
     assert torch.equal(whole(image, sample_generator(0, 0)), image)
 
 
+def test_another_size_for_one_call() -> None:
+    image, crop = gradient(400, 300), RandomResizedCrop(64, scale=(0.2, 0.5), flip=0)
+    assert crop(image, sample_generator(0, 0), (32, 64)).shape == (3, 32, 64)
+    assert torch.equal(crop(image, sample_generator(0, 0), (64, 64)), crop(image, sample_generator(0, 0)))
+    for seed in range(50):
+        _, _, height, width = crop._box(400, 300, sample_generator(seed, 0), aspect=0.5)
+        assert 0.19 < height * width / (400 * 300) < 0.51
+        assert 0.74 < 2 * width / height < 1.35  # squeezed by no more than `ratio`, relative to the result's aspect
+    assert crop._box(10, 3000, sample_generator(0, 0), aspect=2.0)[2:] == (10, 27)  # the widest that is allowed
+
+
 def test_half_of_the_crops_are_mirrored() -> None:
     image = gradient(16, 16)
     crop = RandomResizedCrop(16, scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -55,6 +67,15 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     assert torch.equal(draw(1, 2, 3), draw(1, 2, 3))
     for other in [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)]:
         assert not torch.equal(draw(1, 2, 3), draw(*other))
+
+
+@pytest.mark.parametrize("to", [(16, 24), (100, 30), (301, 200)])
+def test_resizing_is_that_of_torchvision(to: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (90, 120, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = image.permute(2, 0, 1)  # the layout that decoders give
+    for cut in (image, image[:, 5:77, 10:80], image.contiguous()):
+        expected = functional.resize(cut, list(to), functional.InterpolationMode.BICUBIC, antialias=True)
+        assert torch.equal(_resize(cut, *to), expected)
 
 
 def test_the_centre_is_kept() -> None:

@@ -222,7 +222,7 @@ def test_refuses_broken_directories(llava):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tune": 3}, "tune must be 'full', 'frozen' or a number of last blocks from 1 to 2, not 3"),
+        ({"tune": 3}, "tune must be 'full', 'frozen', 'lora' or a number of last blocks from 1 to 2, not 3"),
         ({"tune": "half"}, "tune must be 'full'"),
         ({"mean": [0.5], "std": [0.5]}, r"mean must be three numbers \(R, G, B\), not \[0.5\]"),
     ],

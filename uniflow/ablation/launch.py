@@ -31,6 +31,7 @@ from uniflow.ablation.state import (
     read_state,
     surroundings,
 )
+from uniflow.callbacks.preemption import REQUEUE
 
 # The command `uniflow` of this interpreter; as a module, so that Lightning can start further processes of it.
 COMMAND = (sys.executable, "-m", "uniflow.cli")
@@ -156,7 +157,7 @@ def _commands(run: Run, state: State, call: Callable[[list[str]], int | None]) -
 def _failed(run: Run, state: State, code: int | None) -> bool:
     if code == 0:
         return False
-    if code is None or code == INTERRUPT_CODE:
+    if code in (None, INTERRUPT_CODE, REQUEUE):
         state.state = INTERRUPTED
         return True
     reason = last_line(run.log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,11 +20,13 @@ class Bottleneck(Part):
         spec: channels and patch size of the latents.
         codebook_size: entries of each codebook; None if the latents are continuous.
         num_codebooks: codebooks K, so indices of one latent; None if the latents are continuous.
+        entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     spec: LatentSpec
     codebook_size: int | None = None
     num_codebooks: int | None = None
+    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices")
 
     @abstractmethod
     def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -58,6 +58,7 @@ class Codebook(nn.Module):
             raise ValueError(f"{user} has no learnable codebook with cosine: choose one of the two")
         self.commitment_weight = commitment_weight
         self.learnable = learnable
+        self.writes_parameters = learnable and (kmeans_init or dead_code_threshold > 0)
         self.cosine = cosine
         self.processes = _processes()
         self.quantizer = import_library(user).VectorQuantize(

@@ -7,6 +7,7 @@ from uniflow.callbacks.gap import TeacherGap
 from uniflow.callbacks.images import ImageGrid
 from uniflow.callbacks.latents import LatentWriter
 from uniflow.callbacks.monitor import Monitor
+from uniflow.callbacks.preemption import Preemption
 from uniflow.callbacks.results import ResultsFile
 from uniflow.callbacks.stability import Stability
 from uniflow.callbacks.statistics import LatentStatistics
@@ -23,6 +24,7 @@ __all__ = [
     "LinearProbe",
     "Monitor",
     "PartsSummary",
+    "Preemption",
     "ResultsFile",
     "Stability",
     "TeacherGap",

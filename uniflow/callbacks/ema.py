@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from uniflow.sharding.shard import local, reshard
+
 
 class EMA(Callback):
     """Averages the trained parameters after each optimizer step; validation, test and export use the average.
@@ -32,7 +34,6 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loaded = self.average
-        self._last_step = trainer.global_step
         self.average = {}
         if self.decay == 0:
             return
@@ -40,6 +41,9 @@ class EMA(Callback):
             if parameter.requires_grad:
                 source = loaded.get(name, parameter.detach())
                 self.average[name] = source.to(parameter.device, parameter.dtype, copy=True)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -49,7 +53,7 @@ class EMA(Callback):
             return
         self._last_step = trainer.global_step
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-        torch._foreach_lerp_(list(self.average.values()), self._parameters(pl_module), 1 - decay)
+        torch._foreach_lerp_(local(self.average.values()), local(self._parameters(pl_module)), 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(pl_module)
@@ -86,10 +90,11 @@ class EMA(Callback):
         checkpoint["ema"] = dict(self.average)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.decay > 0:
-            self.average = dict(checkpoint.get("ema", {}))
+        if self.decay > 0 and checkpoint.get("ema"):
+            self.average = dict(checkpoint["ema"])
 
     def _parameters(self, pl_module: LightningModule) -> list[Tensor]:
+        reshard(pl_module)
         by_name = dict(pl_module.named_parameters())
         return [by_name[name].data for name in self.average]
 
@@ -99,13 +104,12 @@ class EMA(Callback):
             return
         parameters = self._parameters(pl_module)
         self._raw = [p.clone() for p in parameters]
-        torch._foreach_copy_(
-            parameters, [a.to(p.device) for a, p in zip(self.average.values(), parameters, strict=True)]
-        )
+        averages = [a.to(p.device) for a, p in zip(self.average.values(), parameters, strict=True)]
+        torch._foreach_copy_(local(parameters), local(averages))
 
     @torch.no_grad()
     def _swap_out(self, pl_module: LightningModule) -> None:
         if self._raw is None:
             return
-        torch._foreach_copy_(self._parameters(pl_module), self._raw)
+        torch._foreach_copy_(local(self._parameters(pl_module)), local(self._raw))
         self._raw = None

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from uniflow.pictures import pca_basis, pca_image, rows_to_grid, save_picture
+from uniflow.sharding.shard import is_sharded
 from uniflow.tasks.base import to_unit_range
 from uniflow.tasks.tokenizer import TokenizerTask
 
@@ -54,9 +55,13 @@ class ImageGrid(Callback):
             self._show(trainer, pl_module, batch, "test")
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, batch: Any, name: str) -> None:
-        if not isinstance(pl_module, TokenizerTask) or not trainer.is_global_zero or self.count < 1:
+        if not isinstance(pl_module, TokenizerTask) or self.count < 1:
+            return
+        if not trainer.is_global_zero and not is_sharded(pl_module):  # a sharded model is run by all or by none
             return
         rows = tokenizer_rows(pl_module, batch["image"][: self.count])
+        if not trainer.is_global_zero:
+            return
         picture = rows_to_grid(list(rows.values()))
         folder = Path(trainer.default_root_dir) / "images"
         save_picture(picture, folder / f"{name}.png")

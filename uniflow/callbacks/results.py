@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from uniflow.atomic import replacing
 from uniflow.card import model_card, read_run, write_card
 from uniflow.metrics import slice_means, write_table
-from uniflow.saving import WEIGHTS_NAME, read_tensors
+from uniflow.saving import WEIGHTS_NAME, read_tensors, without_adapters
 from uniflow.tasks.tokenizer import TokenizerTask
 from uniflow.tokenizer import Tokenizer
 
@@ -41,11 +42,13 @@ class ResultsFile(Callback):
         if isinstance(pl_module, TokenizerTask):
             results["protocol/fingerprint"] = pl_module.fingerprint()
             results["protocol/settings"] = pl_module.evaluation_settings
-        run.mkdir(parents=True, exist_ok=True)
         if isinstance(pl_module, TokenizerTask):
-            write_table(pl_module.evaluation.rows, run / "test_images.csv")
-            write_table(slice_means(pl_module.evaluation.rows), run / "test_slices.csv")
-        (run / "test_results.json").write_text(json.dumps(results, indent=2) + "\n")
+            rows = pl_module.evaluation.rows
+            for name, table in (("images", rows), ("slices", slice_means(rows))):
+                with replacing(run / f"test_{name}.csv") as new:
+                    write_table(table, new)
+        with replacing(run / "test_results.json") as new:
+            new.write_text(json.dumps(results, indent=2) + "\n")
         if self._exported and isinstance(pl_module, TokenizerTask):
             write_card(run / "tokenizer", model_card(pl_module.tokenizer, *read_run(run)))
 
@@ -57,4 +60,5 @@ def _holds(folder: Path, tokenizer: Tokenizer) -> bool:
     own, saved = tokenizer.state_dict(), read_tensors(folder / WEIGHTS_NAME)
     if any(hasattr(value, "full_tensor") for value in own.values()):
         return False
-    return own.keys() == saved.keys() and all(torch.equal(own[name].cpu(), saved[name]) for name in own)
+    _, own = without_adapters(tokenizer.config(), {name: value.cpu() for name, value in own.items()})
+    return own.keys() == saved.keys() and all(torch.equal(own[name], saved[name]) for name in own)

@@ -38,7 +38,7 @@ class LatentStatistics(Callback):
         self.split = split
         self.max_images = max_images
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(pl_module, TokenizerTask):
             pl_module.tokenizer.clear_latent_statistics()
 

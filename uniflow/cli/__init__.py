@@ -20,6 +20,7 @@ RUNS = {
     "test": "evaluate on the test data; writes test_results.json into the run's folder",
     "predict": "run the model over the data",
     "stats": "measure mean and standard deviation of a tokenizer's latents, to normalise them with",
+    "plan": "say what a fit would take: parameters, operations, memory of a GPU, hours; nothing is allocated",
 }
 
 # The other tools: name -> (module:function, what it does). A module is imported when its tool is called.
@@ -34,6 +35,7 @@ TOOLS = {
     "sweep-steps": ("uniflow.sweep:sweep_steps", "quality and cost of decoding over sampler steps and start noise"),
     "look": ("uniflow.look:look", "show what a tokenizer makes of a picture: features, similarity, latents, errors"),
     "export": ("uniflow.export:export", "write encode and decode as torch.export programs and as ONNX"),
+    "consolidate": ("uniflow.consolidate:consolidate", "make a tokenizer's folder of any checkpoint, sharded or not"),
     "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
     "convert": ("uniflow.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
     "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from uniflow import callbacks
+from uniflow.callbacks.preemption import Preempted
 from uniflow.cli import progress, swap
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
 from uniflow.cli.errors import UserError, first_line, raised_here, user_error_types, user_errors
@@ -24,6 +26,7 @@ from uniflow.cli.rundir import RunFolder, StageWatch
 CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": LastCheckpoint,
     "best_checkpoint": BestCheckpoint,
+    "preemption": callbacks.Preemption,
     "ema": callbacks.EMA,
     "images": callbacks.ImageGrid,
     "stability": callbacks.Stability,
@@ -48,7 +51,11 @@ PACKAGES = (
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run fit, validate, test, predict or stats with the options `args`; 0 when it went through."""
+    """Run fit, validate, test, predict, stats or plan with the options `args`.
+
+    Returns:
+        The exit code: 0 when it went through, 75 when a signal stopped it and its state is saved.
+    """
     quiet()
     swap.install()
     for package in PACKAGES:
@@ -57,8 +64,16 @@ def run(command: str, args: list[str]) -> int:
         from uniflow.cli.stats import StatsCLI
 
         StatsCLI(command, args)
-    else:
+        return 0
+    if command == "plan":
+        from uniflow.cli.plan import run_plan
+
+        return run_plan(command, args)
+    try:
         UniflowCLI(command, args)
+    except Preempted as stop:
+        rank_zero_info(f"uniflow: {stop}")
+        return stop.code
     return 0
 
 
@@ -118,7 +133,7 @@ class UniflowCLI(LightningCLI):
         extra: list[Callback] = [self.watch, self.folder.saver()]
         extra += [cb for key in CALLBACKS if (cb := self._get(self.config_init, key)) is not None]
         if config.get("enable_checkpointing") is False:
-            extra = [cb for cb in extra if not isinstance(cb, LastCheckpoint | BestCheckpoint)]
+            extra = [cb for cb in extra if not isinstance(cb, Checkpoint)]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not any(isinstance(cb, ProgressBar) for cb in given):

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch import Tensor
 
+from uniflow.atomic import replacing
+from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta, read_tensors
+
 warning_cache = WarningCache()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint straight to the disk, beside its place, and moves it there when it is whole.
+
+    Lightning's own holds a second copy in memory and writes to the system's folder for temporary files. Where that is
+    another file system, it is copied from there over the old checkpoint, and a kill meanwhile leaves half of one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+        """Write `checkpoint` to `path`; a path with a protocol, as in "s3://", is left to Lightning."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with replacing(Path(path)) as new, open(new, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: _PATH, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The content of a checkpoint; of a folder that `fsdp2` wrote, what evaluation needs: no optimizer's state."""
+        if is_sharded_checkpoint(Path(path)):
+            tensors = {"state_dict": read_tensors(Path(path), MODEL), "ema": read_tensors(Path(path), AVERAGE)}
+            return {**read_meta(Path(path)), **tensors}
+        return super().load_checkpoint(path, *args, **kwargs)
 
 
 class RunCheckpoint(ModelCheckpoint):

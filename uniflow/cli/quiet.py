@@ -12,6 +12,8 @@ _WARNINGS = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*The dirpath has changed from .*",  # a run's checkpoints always lie in its own folder
     r".*Couldn't infer the batch indices fetched.*",
+    r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # evaluations log what all processes found
+    r".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody changes in place
     r".*You are using `torch.load` with `weights_only=.*",
 )
 _LOGS = (

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from uniflow.atomic import existing, recover, replacing
+from uniflow.cli.checkpoint import AtomicCheckpointIO
 from uniflow.cli.errors import UserError
+from uniflow.sharding.checkpoint import is_sharded_checkpoint
 
 CONFIG = "config.yaml"
 SHORTHANDS = ("last", "best")
+# The run's last checkpoint if it has one, else a fresh start.
+AUTO = "auto"
 # Values of --ckpt_path that Lightning finds itself.
 ELSEWHERE = ("hpc", "registry")
 
@@ -37,29 +43,58 @@ class RunFolder:
         self.parser = parser
         if config.trainer.get("default_root_dir") is not None:
             raise UserError("trainer.default_root_dir: the run's folder is set with --run DIR")
-        if config.run is None:
+        self.named = config.run is not None
+        if not self.named:
             config.run = _default_name()
         self.path = Path(config.run)
 
     def prepare(self) -> None:
         """Check that the folder and the checkpoint are as the command needs them."""
         checkpoint = self.config.get("ckpt_path")
-        if checkpoint is not None:
+        if self.command == "fit" and _process_rank() == 0:
+            for name in SHORTHANDS:
+                recover(self.path / f"{name}.ckpt")
+            recover(self.path / CONFIG)
+        if checkpoint == AUTO:
+            self.config.ckpt_path = self._last_if_any()
+        elif checkpoint is not None:
             self.config.ckpt_path = self._find(checkpoint)
         elif self.command == "fit":
             self._refuse_to_overwrite()
         else:
             rank_zero_info(f"no --ckpt_path: {self.command} takes the model as it is built, not as it was trained")
 
+    def _last_if_any(self) -> str | None:
+        if self.command != "fit":
+            raise UserError(f"--ckpt_path {AUTO} is for fit; {self.command} takes last, best or a path")
+        if not self.named:
+            raise UserError(f"--ckpt_path {AUTO}: name the folder that all attempts share, --run DIR")
+        if existing(self.path / "last.ckpt"):
+            return self._find("last")
+        rank_zero_info(f"--ckpt_path {AUTO}: {self.path} has no last.ckpt, so training starts")
+        return None
+
     def _find(self, checkpoint: str) -> str:
         if checkpoint.startswith(ELSEWHERE) or "://" in checkpoint:
             return checkpoint
         path = self.path / f"{checkpoint}.ckpt" if checkpoint in SHORTHANDS else Path(checkpoint)
-        if not path.exists():
+        found = existing(path)
+        if found is None:
             raise UserError(f"--ckpt_path {checkpoint}: there is no checkpoint {path}")
-        if path.is_file() and not zipfile.is_zipfile(path):  # a sharded checkpoint is a folder
+        if self.command != "fit":  # a fit has moved it back, or its first process does
+            path = found
+        if not (is_sharded_checkpoint(found) if found.is_dir() else zipfile.is_zipfile(found)):
             raise UserError(f"--ckpt_path {checkpoint}: {path} is not a checkpoint")
+        if found.is_dir() and self.command == "fit" and not self._shards():
+            raise UserError(
+                f"--ckpt_path {checkpoint}: {path} is of a sharded run, which goes on with --trainer.strategy fsdp2; "
+                "one process is enough"
+            )
         return str(path)
+
+    def _shards(self) -> bool:
+        strategy = self.config.trainer.get("strategy")
+        return "fsdp2" in str(strategy.get("class_path") if isinstance(strategy, Namespace) else strategy).lower()
 
     def _refuse_to_overwrite(self) -> None:
         if self.config.trainer.get("fast_dev_run") or not (self.path / CONFIG).exists() or _process_rank() != 0:
@@ -83,8 +118,8 @@ class RunFolder:
         """Write config.yaml: all options, with nothing left to a default; a checkpoint to resume from is no part."""
         config = self.config.clone()
         config.ckpt_path = None
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.parser.save(config, str(self.path / CONFIG), skip_unset=False, overwrite=True, multifile=False)
+        with replacing(self.path / CONFIG) as new:
+            self.parser.save(config, str(new), skip_unset=False, overwrite=True, multifile=False)
 
 
 class _TensorBoard(TensorBoardLogger):
@@ -100,6 +135,10 @@ class _TensorBoard(TensorBoardLogger):
 class _SaveConfig(Callback):
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's choice
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from uniflow.data.position import TrainPosition
 from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
 from uniflow.data.skipped import SkipLog
 
@@ -30,8 +33,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     All splits are there after `setup` of any stage: a linear probe at test time is fitted on "val".
 
-    The state stored in a checkpoint is the epoch and the number of batches trained on in it. A resumed run reads
-    exactly the samples that the interrupted one had not reached.
+    The state stored in a checkpoint is the epoch and the number of samples trained on in it. A resumed run reads
+    exactly the samples that the interrupted one had not reached, with another batch size or number of processes, too.
 
     Attributes:
         class_names: names of the values of "label", in order; None without labels.
@@ -63,7 +66,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.datasets: dict[str, Dataset] = {}
         self.skip_log = SkipLog(None)
-        self._resume: dict[str, int] | None = None
+        self.position = TrainPosition(self)
 
     @abstractmethod
     def make_dataset(self, split: str) -> Dataset:
@@ -71,6 +74,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Make the datasets of all splits, once."""
+        if stage == "fit" and self.trainer is not None:
+            self._follow(self.trainer)
         if not self.datasets:
             if self.trainer is not None:
                 folder = self.trainer.log_dir or self.trainer.default_root_dir
@@ -104,16 +109,20 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""
         dataset = self._dataset("train")
-        epoch, batches = self._start()
         per_rank = len(dataset) // self.world_size  # type: ignore[arg-type]
         if per_rank < self.batch_size:
             raise ValueError(
                 f"{type(self).__name__}: {per_rank} training images a process do not fill one batch; "
                 f"set batch_size to {per_rank} or less (it is {self.batch_size})"
             )
-        sampler = TrainSampler(dataset, self.world_size, self.rank, self.seed)
-        sampler.resume(epoch, batches * self.batch_size)
+        sampler = self.train_sampler(dataset)
+        sampler.begin = self.position.begin
+        sampler.set_epoch(self.position.epoch)
         return self._loader(_Complete(dataset), sampler=sampler, batch_size=self.batch_size, drop_last=True)
+
+    def train_sampler(self, dataset: Dataset) -> TrainSampler:
+        """The order in which a map-style dataset is trained on."""
+        return TrainSampler(dataset, self.world_size, self.rank, self.seed)
 
     def val_dataloader(self) -> DataLoader:
         """Every validation sample once, over all processes."""
@@ -128,38 +137,54 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation_loader("test")
 
     def state_dict(self) -> dict[str, int]:
-        """The position in training: what a resumed run has to skip, and the settings under which that holds."""
+        """The position in training, and the settings under which it was reached."""
         if self.trainer is None:
             return {}
-        epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        # Processed, not completed: a checkpoint written at the end of a batch comes before `completed` is counted.
-        epoch, done = epochs.processed, batches.processed
-        if epochs.processed == epochs.started:  # between two epochs: the one before is counted already
-            done = 0
-        elif done >= self.trainer.num_training_batches:
-            epoch, done = epoch + 1, 0
-        return {"epoch": epoch, "batches": done, **self._settings()}
+        return {"epoch": self.position.epoch, "samples": self.position.samples, **self._settings()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take up training where `state_dict` says; it concerns the next `train_dataloader` only."""
-        self._resume = dict(state_dict) if state_dict else None
+        """Take up training where `state_dict` says."""
+        if not state_dict:
+            return
+        settings = {**self._settings(), **state_dict}
+        # Older checkpoints count the batches of one process.
+        old = settings.get("batches", 0) * settings["batch_size"] * settings["world_size"]
+        self.position.epoch, self.position.samples = settings["epoch"], settings.get("samples", old)
+        changed = {
+            name: f"{name} {settings[name]} -> {value}"
+            for name, value in self._settings().items()
+            if settings[name] != value
+        }
+        if self.position.samples and (inexact := [changed[name] for name in self._exact_only() if name in changed]):
+            rank_zero_warn(
+                f"resuming in mid-epoch with {', '.join(inexact)}: some samples are seen twice or not at all"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all processes together train on in one batch."""
+        return self.batch_size * self.world_size
+
+    def epoch_batches(self) -> int:
+        """Batches of a whole epoch, for each process."""
+        return len(self._dataset("train")) // self.global_batch  # type: ignore[arg-type]
+
+    def batches_left(self, samples: int) -> int:
+        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        return (len(self._dataset("train")) - samples) // self.global_batch  # type: ignore[arg-type]
 
     def _settings(self) -> dict[str, int]:
         return {"batch_size": self.batch_size, "seed": self.seed, "world_size": self.world_size}
 
-    def _start(self) -> tuple[int, int]:
-        """(epoch, batches to leave out) of the training loader that is being made."""
-        resume, self._resume = self._resume, None
-        if resume is None:
-            epochs: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer is not None else None
-            return (epochs.processed if epochs else 0), 0
-        changed = [f"{k} {resume[k]} -> {v}" for k, v in self._settings().items() if resume.get(k, v) != v]
-        if changed and resume["batches"]:
-            rank_zero_warn(
-                f"resuming in mid-epoch with {', '.join(changed)}: some samples are seen twice or not at all"
-            )
-        return resume["epoch"], resume["batches"]
+    def _exact_only(self) -> tuple[str, ...]:
+        """Settings that cannot change in mid-epoch without a sample being seen twice or not at all."""
+        return ("seed",)
+
+    def _follow(self, trainer: Any) -> None:
+        """Count from the start of a fit; a checkpoint that is loaded afterwards sets the counts."""
+        self.position.epoch = self.position.samples = 0
+        if self.position not in trainer.callbacks:
+            trainer.callbacks.insert(0, self.position)  # first, so that a checkpoint of this batch has counted it
 
     def _dataset(self, split: str) -> Dataset:
         if split not in self.datasets:
@@ -190,6 +215,7 @@ class ImageDataModule(LightningDataModule, ABC):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_signals,
             **kwargs,
         )
 
@@ -198,14 +224,28 @@ class ResumableDataLoader(DataLoader):
     """A `DataLoader` that Lightning knows to be resumable: the data module keeps its position, so it has no state."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # An evaluation batch without one readable sample is None; the next one takes its place.
-        return (batch for batch in super().__iter__() if batch is not None)
+        # A generator, which begins when the first batch is asked for: Lightning asks for an iterator before it has
+        # restored its state. An evaluation batch without one readable sample is None; the next one takes its place.
+        for batch in super().__iter__():
+            if batch is not None:
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def _outlive_signals(worker: int) -> None:
+    """Let a worker finish its work when a whole job is asked to stop: the running step still needs it.
+
+    torch's workers die at SIGTERM, and take the main process along. They end with it, or two minutes later.
+    """
+    if os.name == "posix":
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Complete(Dataset):
@@ -220,9 +260,9 @@ class _Complete(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        epoch = getattr(index, "epoch", 0)
+        epoch, size = getattr(index, "epoch", 0), getattr(index, "size", None)
         for offset in range(min(self.ATTEMPTS, len(self))):
-            sample = self.dataset[SampleIndex((index + offset) % len(self), epoch)]
+            sample = self.dataset[SampleIndex((index + offset) % len(self), epoch, size)]
             if sample is not None:
                 return sample
         raise RuntimeError(f"no readable image among the {offset + 1} from number {int(index)} on; see the skip log")

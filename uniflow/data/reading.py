@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
+
+try:
+    import simplejpeg
+except ImportError:  # the extra `fast`; without it PIL decodes to the same pixels, more slowly
+    simplejpeg = None
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 # Not all that PIL opens: some formats, as EPS, start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SIXTEEN_BIT_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+ORIENTATION = 0x0112  # the EXIF tag
+
+# Two decoders built on libjpeg-turbo give the same pixels bit by bit; beside another library they need not.
+FAST_JPEG = simplejpeg is not None and bool(features.check_feature("libjpeg_turbo"))
 
 
 class ImageReadError(ValueError):
@@ -37,6 +45,9 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     The EXIF orientation is applied. Grey, 1-bit, palette, CMYK, YCbCr and Lab images are converted, 16-bit channels
     keep their high byte, transparency is composited on white, and of several frames the first is taken.
 
+    Plain JPEG files are decoded by simplejpeg where it is installed, to exactly PIL's pixels; PIL reads every header,
+    all other files, and those that simplejpeg refuses.
+
     Args:
         source: a path, or the bytes of a file.
         name: what an error calls the file; the path by default.
@@ -55,7 +66,8 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     else:
         name = name or os.fspath(source)
         try:
-            data = Path(source).read_bytes()
+            with open(source, "rb") as file:
+                data = file.read()
         except OSError as error:
             raise ImageReadError(name, f"cannot be opened ({error.strerror or error})") from error
     if not data:
@@ -64,7 +76,10 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
-            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image), name))
+            pixels = _plain_jpeg(image, data)
+            if pixels is None:
+                ImageOps.exif_transpose(image, in_place=True)
+                pixels = np.array(_to_rgb(image, name))
     except (ImageReadError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -72,6 +87,35 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     except Exception as error:  # broken files make PIL's decoders raise nearly anything
         raise ImageReadError(name, _one_line(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def image_size(source: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image file as `read_image` gives it, from the file's header.
+
+    Raises:
+        ImageReadError: if the file cannot be opened or is no image; its pixels may still turn out to be broken.
+    """
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except Exception as error:  # as in `read_image`
+        raise ImageReadError(os.fspath(source), _one_line(error)) from error
+    return (width, height) if turned else (height, width)
+
+
+def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """The pixels (H, W, 3) of an upright grey or YCbCr JPEG; None for all that PIL is to decode, or to refuse."""
+    if not FAST_JPEG or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        return None
+    width, height = image.size  # after `draft`
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
+    except ValueError:  # broken, if only a little: what PIL makes of it counts
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -87,7 +131,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
 
 
 def _grey(values: np.ndarray) -> Image.Image:

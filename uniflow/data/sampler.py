@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 
 import numpy as np
@@ -15,13 +15,17 @@ class SampleIndex(int):
 
     It is an `int`, so any dataset takes it; a dataset that augments reads `epoch` and derives its randomness from
     (seed, epoch, index) with `sample_generator`.
+
+    Attributes:
+        size: height and width that the sample's batch has; None: the dataset's own.
     """
 
     epoch: int
+    size: tuple[int, int] | None
 
-    def __new__(cls, index: int, epoch: int = 0) -> SampleIndex:
+    def __new__(cls, index: int, epoch: int = 0, size: tuple[int, int] | None = None) -> SampleIndex:
         self = super().__new__(cls, index)
-        self.epoch = epoch
+        self.epoch, self.size = epoch, size
         return self
 
 
@@ -42,25 +46,42 @@ def sample_generator(seed: int, index: int) -> torch.Generator:
 
 
 class TrainSampler(DistributedSampler[int]):
-    """Shuffles with (seed, epoch), splits over ranks and starts an interrupted epoch where it stopped.
+    """Shuffles with (seed, epoch), deals the order out to ranks and starts an interrupted epoch where it stopped.
 
-    Lightning leaves it alone, because it is a `DistributedSampler`. Padding and dropping are those of that class.
+    The order of an epoch is one list for all ranks: rank r of W takes the positions r, r + W, ... So after b batches
+    of size B on each rank exactly the first b B W positions are used up, and any other number of ranks can go on from
+    there. What does not fill all ranks at the end is left out.
+
+    Lightning leaves it alone, because it is a `DistributedSampler`.
+
+    Attributes:
+        begin: called with the epoch that was set when a pass begins; gives the epoch to draw, and how many of its
+            positions to leave out. None: the epoch that was set, from its start.
     """
 
-    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, seed: int, drop_last: bool = True) -> None:
-        # Mixed, because the base class adds the epoch to the seed: epoch 1 of seed 0 must not be epoch 0 of seed 1.
-        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=mix_seed(seed) >> 16, drop_last=drop_last)
-        self._resume: tuple[int, int] = (0, 0)
+    begin: Callable[[int], tuple[int, int]] | None = None
 
-    def resume(self, epoch: int, start: int) -> None:
-        """Go to `epoch` and, in that epoch only, leave out this rank's first `start` samples."""
-        self.set_epoch(epoch)
-        self._resume = (epoch, start)
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, seed: int) -> None:
+        # Mixed, because the base class adds the epoch to the seed: epoch 1 of seed 0 must not be epoch 0 of seed 1.
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=mix_seed(seed) >> 16, drop_last=True)
 
     def __iter__(self) -> Iterator[SampleIndex]:
-        epoch, (resumed_epoch, start) = self.epoch, self._resume
-        order = list(super().__iter__())
-        return (SampleIndex(i, epoch) for i in order[start if epoch == resumed_epoch else 0 :])
+        start = self.begin_pass()
+        order = self.order()[start:]
+        whole = len(order) // self.num_replicas * self.num_replicas
+        return (SampleIndex(i, self.epoch) for i in order[self.rank : whole : self.num_replicas])
+
+    def begin_pass(self) -> int:
+        """How many positions, over all ranks, the pass that begins now leaves out; `epoch` is set to that pass's."""
+        if self.begin is None:
+            return 0
+        self.epoch, start = self.begin(self.epoch)
+        return start
+
+    def order(self) -> list[int]:
+        """The order of the epoch, as one list for all ranks."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
 
     # __len__ stays that of the whole epoch: Lightning counts on from the batch where the run stopped.
 

@@ -12,6 +12,7 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
+from uniflow.data.buckets import Buckets
 from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
 from uniflow.data.sampler import batch_sizes, mix_seed
 from uniflow.data.skipped import SkipLog
@@ -81,6 +82,7 @@ class TrainShards(IterableDataset):
         reader: ShardReader,
         urls: list[str],
         crop: RandomResizedCrop,
+        buckets: Buckets | None = None,
         *,
         batches: int,
         batch_size: int,
@@ -90,7 +92,7 @@ class TrainShards(IterableDataset):
         resample: bool,
         shuffle_buffer: int,
     ) -> None:
-        self.reader, self.urls, self.crop = reader, urls, crop
+        self.reader, self.urls, self.crop, self.buckets = reader, urls, crop, buckets
         self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
         self.seed, self.resample, self.shuffle_buffer = seed, resample, shuffle_buffer
         # Shared, because workers that live on from epoch to epoch hold copies of everything else.
@@ -119,7 +121,8 @@ class TrainShards(IterableDataset):
                 continue
             for place in waiting:
                 seed = mix_seed(self.seed, epoch, self.rank, lane, place)
-                yield {**sample, "image": self.crop(sample["image"], torch.Generator().manual_seed(seed))}
+                size = self.buckets.size(epoch, lane + place // self.batch_size * lanes) if self.buckets else None
+                yield {**sample, "image": self.crop(sample["image"], torch.Generator().manual_seed(seed), size)}
             waiting.clear()
             if slot >= last - 1:
                 return

@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class SkipLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+", encoding="utf-8") as file:
             _lock(file.fileno())
+            _cut_unfinished_line(file)
             file.seek(0)
             key = line.rsplit("\t", 1)[0] + "\t"
             if not any(other.startswith(key) for other in file):
@@ -52,6 +54,14 @@ class SkipLog:
             return None
         listed = ", ".join(f"{count} {split}" for split, count in sorted(counts.items()))
         return f"unreadable images skipped: {listed}; named in {self.path or 'the log'}"
+
+
+def _cut_unfinished_line(file: TextIO) -> None:
+    """Remove what a process that was killed in the middle of a line has left."""
+    file.seek(0)
+    text = file.read()
+    if text and not text.endswith("\n"):
+        file.truncate(len(text[: text.rfind("\n") + 1].encode("utf-8")))
 
 
 def _lock(descriptor: int) -> None:

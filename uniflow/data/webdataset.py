@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from webdataset.shardlists import expand_urls
 
 from uniflow.data.base import ImageDataModule, ResumableDataLoader
+from uniflow.data.buckets import Buckets
 from uniflow.data.shards import EvaluationShards, ShardReader, TrainShards
 from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
@@ -48,6 +49,7 @@ class WebDataset(ImageDataModule):
         resample: bool = True,
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
+        buckets: list[int | tuple[int, int]] | None = None,
         batch_size: int = 64,
         num_workers: int = 2,
         seed: int = 0,
@@ -68,6 +70,8 @@ class WebDataset(ImageDataModule):
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
+            buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; each
+                batch draws one. By default all have `size`. Evaluation keeps to `size`.
             batch_size: images a batch and process.
             num_workers: worker processes a loader; fewer where there are fewer shards.
             seed: the seed of order and augmentation.
@@ -83,10 +87,10 @@ class WebDataset(ImageDataModule):
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes = num_classes
         self.size = size
-        self.train_crop = RandomResizedCrop(size, scale, ratio, flip)
+        self.buckets = Buckets(buckets, seed) if buckets is not None else None
+        self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
         self.eval_crop = CenterCrop(size, center_crop)
-        self._first: tuple[int, int] | None = None
-        self._epoch = -1
+        self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
         """Find the shards of all splits and, from their index, the classes and the length of an epoch."""
@@ -114,14 +118,13 @@ class WebDataset(ImageDataModule):
                 "set resample to true or cut the data into more shards"
             )
         return TrainShards(
-            reader, urls, self.train_crop, batches=self._batches(), seed=self.seed, resample=self.resample,
-            shuffle_buffer=self.shuffle_buffer, **process,
+            reader, urls, self.train_crop, self.buckets, batches=self._batches(), seed=self.seed,
+            resample=self.resample, shuffle_buffer=self.shuffle_buffer, **process,
         )  # fmt: skip
 
     def train_dataloader(self) -> DataLoader:
         """Batches of equal size, `epoch_length` samples an epoch; what does not fill a batch is left out."""
         dataset: Any = self._dataset("train")
-        self._first = self._start()
         workers = self.num_workers
         if not self.resample:
             workers = self._workers("train", len(dataset.urls) // self.world_size)
@@ -166,20 +169,26 @@ class WebDataset(ImageDataModule):
             )
         return batches
 
+    def epoch_batches(self) -> int:
+        """Batches of a whole epoch, for each process."""
+        dataset: Any = self._dataset("train")
+        return dataset.batches
+
+    def batches_left(self, samples: int) -> int:
+        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        return max(0, self.epoch_batches() - -(-samples // self.global_batch))
+
     def _settings(self) -> dict[str, int]:
         return {**super()._settings(), "num_workers": self.num_workers}
 
+    def _exact_only(self) -> tuple[str, ...]:
+        return tuple(self._settings())  # each process and worker has a stream of its own
+
     def _next_position(self) -> tuple[int, int]:
         """(epoch, batches to leave out) of the pass over the training loader that begins now."""
-        if self._first is not None:
-            position, self._first = self._first, None
-        elif self.trainer is not None:
-            epochs: Any = self.trainer.fit_loop.epoch_progress.current
-            position = (epochs.processed, 0)
-        else:
-            position = (self._epoch + 1, 0)
-        self._epoch = position[0]
-        return position
+        epoch, samples = self.position.begin(self._passes)
+        self._passes = epoch + 1
+        return epoch, self.epoch_batches() - self.batches_left(samples)
 
 
 class ShardLoader(ResumableDataLoader):
@@ -190,7 +199,7 @@ class ShardLoader(ResumableDataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         dataset: Any = self.dataset
         dataset.position.copy_(tensor(self.next_position()))
-        return super().__iter__()
+        yield from super().__iter__()
 
     def __len__(self) -> int:
         dataset: Any = self.dataset

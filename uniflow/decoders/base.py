@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,16 @@ def cut(latents: Tensor, window: Window | None) -> Tensor:
 
 
 class PixelDecoder(Part):
-    """Base class of decoders. A subclass takes the `LatentSpec` first and sets `spec` in its constructor."""
+    """Base class of decoders. A subclass takes the `LatentSpec` first and sets `spec` in its constructor.
+
+    Attributes:
+        spec: channels and patch size of the latents.
+        entry_points: methods besides `forward` through which others use the decoder's parameters; sharding gathers
+            them there.
+    """
 
     spec: LatentSpec
+    entry_points: ClassVar[tuple[str, ...]] = ("loss", "loss_and_estimate", "decode", "context", "decode_context")
 
     @abstractmethod
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from uniflow.encoders.base import EncoderOutput
+
+# Norms below this count as this, as in `torch.nn.functional.cosine_similarity`.
+EPS = 1e-8
 
 
 def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -24,12 +28,47 @@ def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
     Raises:
         ValueError: if the two have different numbers of layers or shapes.
     """
-    return torch.stack([1 - cosine.mean() for cosine in _cosines(student, teacher)])
+    return 1 - torch.stack([cosine.mean() for cosine in _cosines(student, teacher)])
 
 
 def image_cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """1 - d_l of each image: the mean over tokens of cos(H_U^l, H_T^l), (L, B), in float32 at least."""
     return torch.stack([cosine.mean(dim=1) for cosine in _cosines(student, teacher)])
+
+
+def token_cosines(student: Tensor, teacher: Tensor) -> Tensor:
+    """cos(student, teacher) along the last dimension, in float32 at least: (..., D) and (..., D) -> (...).
+
+    The values and gradients of `torch.nn.functional.cosine_similarity` on float32 copies. For the backward pass only
+    the arguments in their own type and three numbers a token are kept, not the copies.
+
+    Args:
+        student: gradients flow through this; not twice.
+        teacher: detached.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        return _TokenCosines.apply(student, teacher.detach())
+
+
+class _TokenCosines(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        a, b = _exact(student), _exact(teacher)
+        norm_a, norm_b = (torch.linalg.vector_norm(x, dim=-1).clamp_min(EPS) for x in (a, b))
+        cosines = (a * b).sum(dim=-1) / norm_a / norm_b
+        ctx.save_for_backward(student, teacher, norm_a, norm_b, cosines)
+        return cosines
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        student, teacher, norm_a, norm_b, cosines = ctx.saved_tensors
+        # d cos / da = b / (|a| |b|) - cos a / |a|^2; a norm at its floor does not depend on a.
+        on_b = gradient / norm_a / norm_b
+        on_a = torch.where(norm_a > EPS, gradient * cosines / norm_a.square(), 0)
+        found = _exact(teacher) * on_b[..., None]
+        found.addcmul_(_exact(student), on_a[..., None], value=-1)
+        return found.to(student.dtype), None
 
 
 def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -39,9 +78,11 @@ def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[T
     for layer, (h_student, h_teacher) in enumerate(zip(student, teacher, strict=True), start=1):
         if h_student.shape != h_teacher.shape:
             raise ValueError(f"layer {layer}: student {tuple(h_student.shape)}, teacher {tuple(h_teacher.shape)}")
-        dtype = torch.promote_types(h_student.dtype, torch.float32)
-        with torch.autocast(h_student.device.type, enabled=False):
-            yield F.cosine_similarity(h_student.to(dtype), h_teacher.detach().to(dtype), dim=-1)
+        yield token_cosines(h_student, h_teacher)
+
+
+def _exact(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def tokens_to_match(output: EncoderOutput, *, prefix: bool) -> list[Tensor]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from uniflow.encoders.lora import add_adapters
 from uniflow.part import Part
 from uniflow.specs import EncoderSpec
 
-Tune = Literal["full", "frozen"] | int
+Tune = Literal["full", "frozen", "lora"] | int
 
 
 @dataclass
@@ -39,7 +40,8 @@ class VisionEncoder(Part):
     """Base class of encoders: RGB pixels -> the hidden state of every transformer block.
 
     A subclass sets `spec` in its constructor and implements `forward`. If its constructor takes an argument named
-    `weights`, a tokenizer that is loaded from a checkpoint passes None for it, and nothing is fetched.
+    `weights`, a tokenizer that is loaded from a checkpoint passes None for it, and nothing is fetched. If it takes
+    `tune` and the arguments of `lora_arguments`, it is saved with merged weights, as if `tune` had been `full`.
     """
 
     spec: EncoderSpec
@@ -76,23 +78,29 @@ class VisionEncoder(Part):
         return ((images - mean) / std).to(dtype)
 
 
-def set_trainable(model: nn.Module, blocks: nn.ModuleList, tune: Tune) -> None:
+def set_trainable(model: nn.Module, blocks: nn.ModuleList, tune: Tune, **lora: Any) -> None:
     """Let the parameters of `model` that `tune` stands for require a gradient, and no others.
 
     Args:
         model: the whole encoder.
         blocks: its transformer blocks, first to last.
-        tune: `full`, `frozen`, or a number k for the last k blocks only.
+        tune: `full`, `frozen`, a number k for the last k blocks only, or `lora` for adapters, which are put in.
+        **lora: what `lora_arguments` gave.
 
     Raises:
-        ValueError: if `tune` is none of these.
+        ValueError: if `tune` is none of these, or the blocks have no layers for the adapters.
+        ImportError: if adapters are wanted and peft is not installed.
     """
     depth = len(blocks)
-    if tune not in ("full", "frozen") and (
+    if tune not in ("full", "frozen", "lora") and (
         isinstance(tune, bool) or not isinstance(tune, int) or not 1 <= tune <= depth
     ):
-        raise ValueError(f"tune must be 'full', 'frozen' or a number of last blocks from 1 to {depth}, not {tune!r}")
+        raise ValueError(
+            f"tune must be 'full', 'frozen', 'lora' or a number of last blocks from 1 to {depth}, not {tune!r}"
+        )
     model.requires_grad_(tune == "full")
+    if tune == "lora":
+        add_adapters(model, blocks, **lora)
     if isinstance(tune, int):
         for block in blocks[-tune:]:
             block.requires_grad_(True)

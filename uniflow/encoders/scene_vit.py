@@ -51,7 +51,8 @@ class SceneViT(TimmEncoder):
         embed_dim: channels of a hidden state.
         depth: number of blocks.
         num_heads: attention heads.
-        **timm: `tune`, `gradient_checkpointing`, `pos_embed_antialias` and `image_size` of `TimmEncoder`.
+        image_size: side in pixels of the images that the position embedding is made for.
+        **timm: `tune`, `lora_rank` and what else `TimmEncoder` takes.
     """
 
     timm_arguments: ClassVar[dict[str, Any]] = {"embed_layer": ConvStem}

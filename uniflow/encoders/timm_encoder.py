@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
 from uniflow.encoders.loading import load_timm_state, read_weights
+from uniflow.encoders.lora import lora_arguments
 from uniflow.specs import EncoderSpec
 
 
@@ -28,7 +29,8 @@ class TimmEncoder(VisionEncoder):
         name: timm model name, with the tag of its weights, such as `vit_base_patch16_224.augreg_in21k`.
         weights: `pretrained` (timm's, from the Hugging Face hub or its local cache), the path of a safetensors file in
             timm's key format, or null for random weights.
-        tune: what is trained: `full`, `frozen`, or a number k for the last k blocks only.
+        tune: what is trained: `full`, `frozen`, a number k for the last k blocks only, or `lora` for low-rank adapters
+            in all blocks, which are merged into the weights when the tokenizer is saved.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
         pos_embed_antialias: antialias when the position embedding is resampled to a smaller grid, as timm does.
         depth: number of blocks in place of the variant's; like the next five only with weights null or a file.
@@ -37,10 +39,14 @@ class TimmEncoder(VisionEncoder):
         patch_size: side of a patch in pixels in place of the variant's.
         image_size: side in pixels of the images that the position embedding is made for, in place of the variant's.
         mlp_ratio: hidden channels of a block's MLP over `embed_dim`, in place of the variant's.
+        lora_rank: with `tune` `lora`, the rank of the adapters; null is 16.
+        lora_alpha: likewise, how much they count, over their rank; null is the rank.
+        lora_targets: likewise, the linear layers that have one, by the last part of their name; null is all.
 
     Raises:
         ValueError: for an unknown name, a model that is not a ViT, sizes that do not go together, or weights that
             cannot be had or do not fit.
+        ImportError: with `tune` `lora`, if peft is not installed.
     """
 
     # Further arguments of `timm.create_model`, for a subclass with modules of its own.
@@ -59,8 +65,13 @@ class TimmEncoder(VisionEncoder):
         patch_size: int | None = None,
         image_size: int | None = None,
         mlp_ratio: float | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
+        lora = lora_arguments(tune, lora_rank, lora_alpha, lora_targets)
+        self.init_args |= lora  # as they are today, should a default change
         given = {
             "depth": depth,
             "embed_dim": embed_dim,
@@ -83,7 +94,9 @@ class TimmEncoder(VisionEncoder):
             _switch_off_antialiasing(self.model, name)
         if state is not None:
             load_timm_state(self.model, state, repr(str(weights)), pos_embed_antialias)
-        set_trainable(self.model, self.blocks, tune)
+        if lora:
+            _call_linear_layers(self.model)
+        set_trainable(self.model, self.blocks, tune, **lora)
         self.set_gradient_checkpointing(gradient_checkpointing)
 
     @property
@@ -152,6 +165,13 @@ def _switch_off_antialiasing(model: Any, name: str) -> None:
         raise ValueError(f"pos_embed_antialias: {name!r} has no plain learned position embedding to resample")
     # A bound method, which deepcopy binds to the copy.
     model.__dict__["_pos_embed"] = MethodType(_pos_embed_without_antialias, model)
+
+
+def _call_linear_layers(model: Any) -> None:
+    """Make the attention of EVA add its bias apart: else it reads the weight of `qkv`, past an adapter."""
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True
 
 
 def _pos_embed_without_antialias(model: Any, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
+from uniflow.encoders.lora import lora_arguments
 from uniflow.encoders.transformers_files import read_config, read_normalization, read_tower, triple
 from uniflow.encoders.transformers_towers import build_tower, plain_config, tower_config, tower_spec
 
@@ -29,16 +30,20 @@ class TransformersEncoder(VisionEncoder):
         name: hub id, such as `openai/clip-vit-large-patch14`, or a local directory with `config.json`.
         weights: `pretrained` (from that directory, the hub or its local cache; safetensors only), the path of a
             safetensors file in transformers' key format, or null for random weights, for which nothing is fetched.
-        tune: what is trained: `full`, `frozen`, or a number k for the last k blocks only.
+        tune: what is trained: `full`, `frozen`, a number k for the last k blocks only, or `lora` for low-rank adapters
+            in all blocks, which are merged into the weights when the tokenizer is saved.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
         config: content of a `config.json` to take in place of that of `name`. The tower's is recorded in `init_args`,
             so that a saved tokenizer is rebuilt without file and network.
         mean: per-channel mean (R, G, B) of the [0, 1] pixels, in place of that of the model's preprocessor; recorded.
         std: per-channel standard deviation, likewise.
+        lora_rank: with `tune` `lora`, the rank of the adapters; null is 16.
+        lora_alpha: likewise, how much they count, over their rank; null is the rank.
+        lora_targets: likewise, the linear layers that have one, by the last part of their name; null is all.
 
     Raises:
         ValueError: if config or weights cannot be had, the model has no tower of a known family, or they do not fit.
-        ImportError: if transformers is not installed, or too old.
+        ImportError: if transformers is not installed, or too old; with `tune` `lora`, if peft is not installed.
     """
 
     def __init__(
@@ -50,8 +55,13 @@ class TransformersEncoder(VisionEncoder):
         config: dict[str, Any] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
+        lora = lora_arguments(tune, lora_rank, lora_alpha, lora_targets)
+        self.init_args |= lora  # as they are today, should a default change
         _require_transformers()
         # With a config given, and no weights wanted of it, `name` is no more than a name.
         name, offline = str(name), weights is None or (config is not None and weights != "pretrained")
@@ -68,7 +78,7 @@ class TransformersEncoder(VisionEncoder):
         self.model = build_tower(tower, self._family, tensors, repr(source))
         self.spec = tower_spec(tower, self._family, len(self.blocks), triple(mean, "mean"), triple(std, "std"))
         self.init_args |= {"config": plain_config(tower), "mean": self.spec.mean, "std": self.spec.std}
-        set_trainable(self.model, self.blocks, tune)
+        set_trainable(self.model, self.blocks, tune, **lora)
         self.set_gradient_checkpointing(gradient_checkpointing)
 
     @property

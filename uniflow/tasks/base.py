@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from uniflow.blocks import checkpoint_blocks, compile_blocks, find_blocks
 from uniflow.distill.schedule import Cosine, Schedule, Warmup, as_schedule
+from uniflow.sharding.strategy import spread
 from uniflow.tasks.optim import FusedAdamW, parameter_groups
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -31,10 +33,21 @@ class Task(LightningModule):
     Args:
         optimizer: parameter groups -> optimizer; its learning rate is the peak.
         lr_schedule: factor on the learning rate over training progress; None is 5 % warm-up, then cosine to 1 %.
+        activation_checkpointing: keep only the input of each trained block for the backward pass, and compute the rest
+            again: less memory, a third more computation.
+        compile_blocks: compile each block with `torch.compile`; takes a while at the start.
     """
 
-    def __init__(self, optimizer: OptimizerFactory = FusedAdamW, lr_schedule: Schedule | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: OptimizerFactory = FusedAdamW,
+        lr_schedule: Schedule | None = None,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+    ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
         self._optimizer = optimizer
         self._lr_schedule = lr_schedule or Warmup(0.05, Cosine(1.0, 0.01))
         self._total_steps: float = math.inf
@@ -48,6 +61,23 @@ class Task(LightningModule):
         if not self._built:  # Lightning may call this hook more than once
             self.build()
             self._built = True
+            self._prepare_blocks()
+            if self._trainer is not None:
+                spread(list(self.parts()), self.trainer.strategy)
+
+    def parts(self) -> Iterator[nn.Module]:
+        """The networks that are compiled, checkpointed and sharded, each used through its own `forward` or one of its
+        `entry_points`."""
+        for child in self.children():
+            yield from child if isinstance(child, nn.ModuleList) else [child]
+
+    def _prepare_blocks(self) -> None:
+        for part in self.parts():
+            blocks = find_blocks(part)
+            if self.activation_checkpointing:
+                checkpoint_blocks([block for block in blocks if any(p.requires_grad for p in block.parameters())])
+            if self.compile_blocks:
+                compile_blocks(blocks)
 
     def lr_multiplier(self, name: str) -> float:
         """Factor on the learning rate of the parameter `name`."""
@@ -75,6 +105,11 @@ class Task(LightningModule):
         last = max(1.0, self._total_steps - 1)
         scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / last)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Lightning frees gradients after the next forward pass only, beside whose activations they would be held.
+        optimizer.zero_grad()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Randomness is a function of (seed, batch, rank), so a resumed run draws what the uninterrupted one drew.

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
+from uniflow.cpu import fuse_attention
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
 from uniflow.decoders.pixel_losses import PixelLoss
@@ -26,6 +28,7 @@ from uniflow.distill import (
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.evaluate import decodings, judge_batch
 from uniflow.metrics import Evaluation, Protocol, fingerprint, image_digests
+from uniflow.sharding.shard import is_sharded
 from uniflow.specs import EncoderSpec, LatentSpec
 from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
@@ -59,6 +62,8 @@ class TokenizerTask(Task):
         protocol: how reconstructions are judged, in validation and test; None is `Protocol()`.
         optimizer: parameter groups -> optimizer.
         lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
+        activation_checkpointing: see `Task`.
+        compile_blocks: see `Task`.
     """
 
     tokenizer: Tokenizer
@@ -79,8 +84,10 @@ class TokenizerTask(Task):
         lr_schedule: Schedule | None = None,
         pixel_losses: list[PixelLoss] | None = None,
         protocol: Protocol | None = None,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
     ) -> None:
-        super().__init__(optimizer, lr_schedule)
+        super().__init__(optimizer, lr_schedule, activation_checkpointing, compile_blocks)
         if not eval_steps or min(eval_steps) < 1:
             raise ValueError(f"eval_steps must list step counts of at least 1, got {list(eval_steps)}")
         self._factories = (encoder, bottleneck, decoder)
@@ -103,8 +110,23 @@ class TokenizerTask(Task):
         object.__setattr__(self, "teacher", FrozenTeacher(encoder))
         self.tokenizer = Tokenizer(encoder, bottleneck, make_decoder(bottleneck.spec))
 
+    def parts(self) -> Iterator[nn.Module]:
+        tokenizer = self.tokenizer
+        return iter([tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *self.pixel_losses, self.teacher])
+
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and not is_sharded(self):
+            self.train_in_low_precision(torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16)
+
+    def train_in_low_precision(self, dtype: torch.dtype) -> None:
+        """Prepare for training under autocast to `dtype`: the teacher's weights are stored as autocast rounds them, and
+        on CPUs attention in bfloat16 is written out, which is faster there."""
+        self.teacher.round_weights(dtype)
+        if self.device.type == "cpu" and dtype == torch.bfloat16:
+            for network in (self.tokenizer, self.teacher):
+                fuse_attention(network, False)
 
     def on_validation_start(self) -> None:
         self.teacher.to(self.device)

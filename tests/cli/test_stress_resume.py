@@ -1,0 +1,36 @@
+"""`uniflow fit`, killed over and over, does what an undisturbed run does: benchmarks/stress_resume.py, a few rounds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from cli_fixtures import REPOSITORY
+
+
+def stress(*options: str) -> dict[str, Any]:
+    command = [sys.executable, "benchmarks/stress_resume.py", *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {line["name"]: line["value"] for line in map(json.loads, done.stdout.splitlines())}
+
+
+def check(found: dict[str, Any], rounds: int, terminations: int) -> None:
+    assert (found["killed"], found["terminated"]) == (rounds, terminations)
+    assert not found["corrupt"] + found["missing"] + found["wrong_steps"] + found["differing_replays"]
+    assert not found["differing_states"]
+    assert not found["differing_exports"]
+
+
+def test_one_kill_and_one_signal() -> None:
+    check(stress("--rounds", "1", "--terminations", "1"), 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["scenes", "folder", "shards"])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_many_kills(data: str, processes: str) -> None:
+    check(stress("--data", data, "--processes", processes, "--rounds", "4", "--terminations", "1"), 4, 1)

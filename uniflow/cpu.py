@@ -1,0 +1,55 @@
+"""What makes a model faster on a CPU. No weight and no name changes; docs/benchmarks.md has the measurements."""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def fuse_attention(module: nn.Module, fused: bool = True) -> int:
+    """Let timm's attention layers call PyTorch's fused kernel, or write attention out as matrix products.
+
+    The fused kernel needs no memory for the N x N weights and is the faster one in float32 and on GPUs. On CPUs without
+    bfloat16 tiles (AMX) it computes bfloat16 no faster than float32: written out, 257 tokens take a third of its time.
+
+    Returns:
+        How many layers there are.
+    """
+    layers = [m for m in module.modules() if isinstance(getattr(m, "fused_attn", None), bool)]
+    for layer in layers:
+        layer.fused_attn = fused  # type: ignore[assignment]  # a plain attribute of timm's
+    return len(layers)
+
+
+def use_onednn(module: nn.Module) -> int:
+    """Compute a model's linear layers in float32 by oneDNN where PyTorch would take MKL, on CPUs and without gradients.
+
+    MKL leaves AMD's 512-bit units unused: oneDNN is 2.2 times as fast there. Both are float32 throughout and differ in
+    the order of sums. Calls with gradients, of another type, under autocast, compiled or on another device are as they
+    were.
+
+    Returns:
+        How many layers there are.
+
+    Raises:
+        ValueError: if this PyTorch was built without oneDNN.
+    """
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        raise ValueError("use_onednn: this PyTorch was built without oneDNN")
+    layers = [m for m in module.modules() if type(m) is nn.Linear]
+    for layer in layers:
+        # A bound method, which deepcopy binds to the copy.
+        layer.__dict__["forward"] = MethodType(_linear, layer)
+    return len(layers)
+
+
+def _linear(self: nn.Linear, x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # the compiler takes this operation with constant weights only
+        return F.linear(x, self.weight, self.bias)
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu"
+    if plain or x.dtype != torch.float32 or self.weight.dtype != torch.float32:
+        return F.linear(x, self.weight, self.bias)
+    return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")

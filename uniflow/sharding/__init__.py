@@ -1,0 +1,1 @@
+"""Models spread over processes: FSDP2 (`--trainer.strategy fsdp2`), and checkpoints in pieces."""

@@ -1,0 +1,137 @@
+"""Checkpoints in pieces: a folder that several processes write, and any number of processes can read.
+
+The tensors are in torch's distributed checkpoint format, everything else in `meta.pt`. Nothing in it is unpickled but
+torch's own description of the pieces, by an unpickler that makes no other objects.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+META_NAME = "meta.pt"
+INDEX_NAME = ".metadata"
+MODEL = "state_dict."
+AVERAGE = "ema."
+
+# What the index of a checkpoint is made of, by module.
+_INDEX_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata",
+        "ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"Path", "PosixPath"},
+    "pathlib._local": {"Path", "PosixPath"},
+}  # fmt: skip
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Whether `path` is a folder with a checkpoint in pieces."""
+    return (path / META_NAME).is_file() and (path / INDEX_NAME).is_file()
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint but its tensors, which are None here.
+
+    Raises:
+        ValueError: if it cannot be read without unpickling.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            meta = torch.load(path / META_NAME, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise many types for a file that is no checkpoint
+        raise ValueError(f"{path / META_NAME} is damaged, or holds more than plain values") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path / META_NAME} is no checkpoint's")
+    return meta
+
+
+def load_into(state: dict[str, Any], path: Path) -> None:
+    """Fill the tensors of `state`, whole ones or DTensors of any mesh, from the checkpoint in `path`.
+
+    Raises:
+        ValueError: if something is missing or of another shape.
+    """
+    with warnings.catch_warnings(action="ignore"):  # that there is only one process
+        try:
+            dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner())
+        except (dcp.api.CheckpointException, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise ValueError(f"the checkpoint {path} does not fit the model: {reason[:400]}") from error
+
+
+def stored_tensors(path: Path, prefix: str) -> dict[str, TensorStorageMetadata]:
+    """Names of the tensors of a checkpoint that begin with `prefix`, which is taken off, and what they are."""
+    found = SafeReader(path).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(prefix): entry
+        for name, entry in found.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The whole tensors whose names begin with `prefix`, which is taken off, on the CPU, read by one process.
+
+    Raises:
+        ValueError: if the checkpoint is damaged.
+    """
+    entries = stored_tensors(path, prefix)
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in entries.items()}
+    if tensors:
+        load_into({prefix + name: tensor for name, tensor in tensors.items()}, path)
+    return tensors
+
+
+class SafeReader(dcp.FileSystemReader):
+    """torch's reader, with an index that can only describe tensors."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index of the checkpoint.
+
+        Raises:
+            ValueError: if it holds anything else.
+        """
+        path = Path(self.path) / INDEX_NAME
+        try:
+            metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
+        except Exception as error:  # a damaged pickle raises anything
+            raise ValueError(f"{path} is no index of a checkpoint, or holds more than that ({error})") from error
+        if not isinstance(metadata, Metadata):
+            raise ValueError(f"{path} is no index of a checkpoint")
+        for place in (getattr(info, "relative_path", "") for info in (metadata.storage_data or {}).values()):
+            if Path(place).name != place:
+                raise ValueError(f"{path} points outside of its folder: {place}")
+        return metadata
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """torch's planner, which reads values that are no tensors without unpickling."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Take over one value that is no tensor."""
+        plain = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), plain)  # raises where it is not plain
+        plain.seek(0)
+        super().load_bytes(read_item, plain)
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.layout)
+        if is_type or name in _INDEX_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
