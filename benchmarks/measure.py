@@ -75,6 +75,7 @@ def peak_live_bytes(call: Callable[[], Any]) -> int:
 
 def live_bytes() -> int:
     """Bytes of all tensors' storages that Python knows of, each storage once."""
+    gc.collect()  # what nobody holds any more would be missed as soon as it is freed
     storages: dict[int, int] = {}
     for item in gc.get_objects():
         if issubclass(type(item), Tensor) and not issubclass(type(item), FakeTensor):
