@@ -183,12 +183,15 @@ def make_task(sizes: Sizes, *, compiled: bool, fused: bool, rounded: bool = True
     torch.manual_seed(0)
     task = TokenizerTask(encoder=sizes.encoder, decoder=sizes.decoder, optimizer=partial(FusedAdamW, lr=1e-4))
     task.configure_model()
-    for module in (task.tokenizer, task.teacher):
-        fuse_attention(module, fused)
-        if compiled:
+    if compiled:
+        for module in (task.tokenizer, task.teacher):
             compile_blocks(find_blocks(module))
-    if rounded:
-        task.teacher.round_weights(torch.bfloat16)
+    if fused or not rounded:  # not as a fit prepares it
+        for module in (task.tokenizer, task.teacher):
+            fuse_attention(module, fused)
+        if rounded:
+            task.teacher.round_weights(torch.bfloat16)
+        vars(task)["train_in_low_precision"] = lambda dtype: None
     return task
 
 

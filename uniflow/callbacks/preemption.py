@@ -43,18 +43,18 @@ class Preemption(Checkpoint):
     Args:
         signals: names of the signals; None is SIGTERM and, where the system has it, SIGUSR1.
         check_every: steps between the checks in which processes agree; with several processes each check is an
-            all-reduce of one number.
+            all-reduce of one number. None is each step where no device has to be waited for, else every tenth.
 
     Raises:
         ValueError: for an unknown signal or a number below 1.
     """
 
-    def __init__(self, signals: list[str] | None = None, check_every: int = 1) -> None:
+    def __init__(self, signals: list[str] | None = None, check_every: int | None = None) -> None:
         known = signal.Signals.__members__
         names = [name for name in ("SIGTERM", "SIGUSR1") if name in known] if signals is None else signals
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"Preemption.signals: {unknown[0]!r} is no signal of this system; SIGTERM is one")
-        if check_every < 1:
+        if check_every is not None and check_every < 1:
             raise ValueError(f"Preemption.check_every must be at least 1, got {check_every}")
         self.signals = [known[name] for name in names]
         self.check_every = check_every
@@ -74,7 +74,8 @@ class Preemption(Checkpoint):
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
-        if self._step % self.check_every == 0 and not _finished(trainer):
+        every = self.check_every or (1 if _collective_device(trainer).type == "cpu" else 10)
+        if self._step % every == 0 and not _finished(trainer):
             self._stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
