@@ -37,7 +37,7 @@ HEAD = """\
 
 Ratios against a named baseline of the same run, on a CPU with one thread. A time is processor time, candidate and
 baseline run in turn, and a ratio is the median of the rounds' ratios; the brackets are the smallest and the largest of
-them. Below 1 is less time or less memory. A dash: no target was set.
+them. Of times and memory a ratio below 1 is less, of images/s one above 1 is more. A dash: no target was set.
 
 Written by `make benchmark`, which runs `python benchmarks/run.py`, on {date}: {machine}; torch {torch}.
 """

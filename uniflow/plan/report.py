@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -13,9 +14,15 @@ from uniflow.plan.cost import Part
 from uniflow.plan.memory import Memory
 
 GIB = 2**30
-_COLUMNS = (
-    "parameters", "gradients", "optimizer", "average", "teacher", "activations", "buckets", "gathered", "total",
-)  # fmt: skip
+# Columns of the printed table -> what they are the sum of; JSON has each by itself.
+_COLUMNS = {
+    "states": ("parameters", "gradients", "optimizer", "average"),
+    "teacher": ("teacher",),
+    "activations": ("activations",),
+    "exchange": ("buckets", "gathered"),
+    "total": ("total",),
+}
+_SHORT = {"fsdp2 gathering bfloat16": "fsdp2 bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,13 @@ def print_plan(plan: Plan) -> None:
     parts.add_row("total", "", _millions(sum(p.trained for p in plan.parts)),
                   _millions(sum(p.frozen for p in plan.parts)), "", f"{plan.training_gflop:,.1f}")  # fmt: skip
     console.print(parts)
-    memory = _table(
-        f"GiB a GPU, {plan.batch_size} images each, {plan.devices} GPU{'s' * (plan.devices > 1)}",
-        ("precision", "strategy", "checkpointing"), _COLUMNS,
-    )  # fmt: skip
+    gpus = f"{plan.devices} GPU{'s' * (plan.devices > 1)}"
+    title = f"GiB a GPU, {plan.batch_size} images each, {gpus}; ckpt: activation checkpointing"
+    memory = _table(title, ("precision, strategy",), _COLUMNS)
     for row in plan.memory:
-        sizes = (f"{getattr(row, name) / GIB:,.2f}" for name in _COLUMNS)
-        memory.add_row(row.precision, row.strategy, "blocks" if row.checkpointing else "none", *sizes)
+        sizes = (f"{sum(getattr(row, name) for name in names) / GIB:,.2f}" for names in _COLUMNS.values())
+        strategy = _SHORT.get(row.strategy, row.strategy) + (", ckpt" if row.checkpointing else "")
+        memory.add_row(f"{row.precision}, {strategy}", *sizes)
     console.print(memory)
     print(_hours(plan))
 
@@ -101,7 +108,7 @@ def _hours(plan: Plan) -> str:
 
 
 def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
     for name in left:
         table.add_column(name, overflow="fold")
     for name in right:
