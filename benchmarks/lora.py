@@ -7,11 +7,8 @@ Time and peak memory of one step in the loop of Lightning, on one CPU thread, an
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import emit, interleaved, measurement, peak_live_bytes, row
+from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread, peak_live_bytes, row
 from benchmarks.models import Feed, Repeated, make_trainer
 from uniflow.callbacks import EMA
 from uniflow.decoders import PatchFlowDecoder
@@ -70,8 +67,8 @@ class Runs:
     def memory(self) -> None:
         """Print the peak from the building of the networks to the end of the second step, and what is trained."""
         trained, peaks = {}, {}
-        for way, arguments in self._ways.items():
-            parameters = make_encoder(arguments, self._tiny).parameters()
+        for way, given in self._ways.items():
+            parameters = make_encoder(given, self._tiny).parameters()
             trained[way] = sum(p.numel() for p in parameters if p.requires_grad)
             peaks[way] = peak_live_bytes(partial(self.fit, way, Repeated(self._batch, STEPS), max_steps=STEPS)) / 2**20
         for name, unit, values in (
@@ -95,16 +92,12 @@ class Runs:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a line of JSON for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=3)
     parser.add_argument("--only", choices=["memory", "time"], help="one of the two measurements")
     parser.add_argument("--rank", type=int, default=16, help="rank of the adapters")
     parser.add_argument("--batch", type=int, default=1, help="images a step")
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the script")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    one_quiet_thread()
     size = 28 if options.tiny else 224
     images = torch.randint(0, 256, (options.batch, 3, size, size), dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:

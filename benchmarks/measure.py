@@ -7,13 +7,16 @@ ratios, so that a machine that slows down slows both.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import gc
 import json
+import logging
 import platform
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +56,21 @@ def interleaved(candidates: Mapping[str, Callable[[], Any]], *, rounds: int, war
                 times[name].cpu.append(time.process_time() - cpu)
                 times[name].wall.append(time.perf_counter() - wall)
     return times
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options that scripts share: `--rounds` and `--tiny`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the script")
+    return parser
+
+
+def one_quiet_thread() -> None:
+    """Compute in one thread, and print nothing but measurements."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def peak_live_bytes(call: Callable[[], Any]) -> int:

@@ -9,11 +9,8 @@ teacher gap is measured, is a row of its own.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import emit, interleaved, measurement
+from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread
 from benchmarks.models import Feed, Repeated, Sizes, make_task, make_trainer
 from uniflow.callbacks import TeacherGap
 from uniflow.cli.app import CALLBACKS
@@ -35,13 +32,9 @@ BARE = "the trainer without callbacks and logger"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a line of JSON for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the script")
+    parser = arguments(__doc__, rounds=3)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    one_quiet_thread()
     sizes = Sizes(options.tiny)
     with tempfile.TemporaryDirectory() as folder:
         training(sizes, options.rounds, Path(folder))

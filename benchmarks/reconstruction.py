@@ -8,7 +8,6 @@ attention written out, in eager mode, as PyTorch computes it by default.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import emit, interleaved, measurement
+from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread
 from uniflow import Tokenizer
 from uniflow.cpu import fuse_attention, use_onednn
 from uniflow.official import FIXED, build_official
@@ -48,11 +47,9 @@ BASELINE = "float32, attention written out, eager"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a line of JSON for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try the script")
+    parser = arguments(__doc__, rounds=3)
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    one_quiet_thread()
     torch.manual_seed(0)
     config = {**FIXED, **RELEASED, **(TINY if options.tiny else {})}
     plain = build_official(config, Tokenizer).eval().requires_grad_(False)

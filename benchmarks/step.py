@@ -9,11 +9,8 @@ encoder and of the decoder, in the same precision and with the same kernels.
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +19,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import emit, interleaved, measurement, peak_live_bytes, row
+from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread, peak_live_bytes, row
 from benchmarks.models import BATCH, Feed, Repeated, Sizes, floor_step, make_task, make_trainer, straightforward_step
 from uniflow.distill import cosine_distances
 
@@ -41,14 +38,10 @@ COMPILED = {"step, bf16, attention written out, compiled blocks": (True, False, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a line of JSON for each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds")
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--compiled", action="store_true", help="with compiled blocks, too, which takes minutes")
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the script")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    one_quiet_thread()
     sizes = Sizes(options.tiny)
     with tempfile.TemporaryDirectory() as folder:
         variants = {**VARIANTS, **(COMPILED if options.compiled else {})}

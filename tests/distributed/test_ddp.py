@@ -7,33 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from parallel import Record, RepeatableFlow
 from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.callbacks import EMA, TeacherGap
-from uniflow.decoders import PatchFlowDecoder
-
-
-class RepeatableFlow(PatchFlowDecoder):
-    """Draws noise and times from the pixels themselves, so that they do not depend on who holds which sample."""
-
-    def draw(self, data):
-        return torch.sin(1000 * data), torch.sin(7 * data.sum(dim=-1)) * 0.4 + 0.5
-
-
-class Record(Callback):
-    """Writes each rank's losses, and in the end its weights and metrics, to files."""
-
-    def __init__(self, folder):
-        self.folder, self.losses = folder, []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(outputs["loss"].item())
-
-    def on_fit_end(self, trainer, pl_module):
-        (self.folder / f"losses{trainer.global_rank}.json").write_text(json.dumps(self.losses))
-        torch.save(pl_module.state_dict(), self.folder / f"weights{trainer.global_rank}.pt")
-
 
 FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")
 
