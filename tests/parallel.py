@@ -3,12 +3,15 @@
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from uniflow.decoders import PatchFlowDecoder
-from uniflow.sharding.strategy import FSDP2
+from uniflow.sharding.strategy import CPU_SINCE, FSDP2
+
+needs_sharding = pytest.mark.skipif(torch.__version__ < CPU_SINCE, reason=f"fsdp2 on CPUs needs torch {CPU_SINCE}")
 
 
 class RepeatableFlow(PatchFlowDecoder):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from parallel import needs_sharding
 from test_kill import OPTIONS, SCRIPT, logged_losses
 
 from uniflow import Tokenizer
@@ -20,6 +21,7 @@ SHARDED = [*OPTIONS, "--trainer.strategy", "fsdp2", "--checkpoint.every_n_train_
 END = ["--trainer.max_steps", "1000", "--trainer.callbacks", "my_pkg.StopAt", "--trainer.callbacks.step"]
 
 
+@needs_sharding
 def test_kill_and_resume_sharded(project: Path, uniflow: Callable[..., Any]) -> None:
     run = Path("runs/killed")
     process = subprocess.Popen(

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import timm.optim
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from parallel import ForkedFSDP2, Record, RepeatableFlow, StopAfter, forked, mean_losses
+from parallel import ForkedFSDP2, Record, RepeatableFlow, StopAfter, forked, mean_losses, needs_sharding
 from tiny import ENCODER, REGRESSION, fit, same, tiny_scenes, tiny_task
 from torch.multiprocessing import ProcessRaisedException
 
@@ -17,6 +17,7 @@ from uniflow.callbacks import EMA, ImageGrid, LatentStatistics, Monitor, Tokeniz
 from uniflow.cli.checkpoint import LastCheckpoint
 from uniflow.decoders import Adversarial, ConvDecoder, ViTDecoder
 
+pytestmark = needs_sharding
 FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from parallel import ForkedFSDP2, Record, RepeatableFlow, mean_losses
+from parallel import ForkedFSDP2, Record, RepeatableFlow, mean_losses, needs_sharding
 from tiny import ENCODER, fit, tiny_scenes, tiny_task
 
 from uniflow import Tokenizer
@@ -31,7 +31,7 @@ def alone(tmp_path_factory):
     return run(tmp_path_factory.mktemp("runs") / "alone", 1)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=needs_sharding)])
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, alone, kind):
     strategies = {
         # Without a search for unused parameters: there are none, or the second step fails.

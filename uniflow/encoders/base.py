@@ -36,6 +36,10 @@ class EncoderOutput:
         return hidden.transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], *self.grid)
 
 
+# So that FSDP2 finds the tensors in it, whose gradients tell when the encoder's parameters are needed again.
+torch.export.register_dataclass(EncoderOutput)
+
+
 class VisionEncoder(Part):
     """Base class of encoders: RGB pixels -> the hidden state of every transformer block.
 

@@ -39,6 +39,8 @@ from uniflow.sharding.checkpoint import (
 from uniflow.sharding.shard import Sharding, reshard, shard, spread_like
 
 Path_ = str | os.PathLike[str]
+# Seen with 2.8 and gloo, now and then; 2.9 and 2.10 were not tried.
+CPU_SINCE = "2.11"
 
 
 class FSDP2(ModelParallelStrategy):
@@ -59,8 +61,8 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: of torch.distributed; None is the device's usual one.
 
     Raises:
-        ValueError: if `shard_size` does not divide the number of processes, or `gather_dtype` does not fit the
-            precision.
+        ValueError: if `shard_size` does not divide the number of processes, `gather_dtype` does not fit the
+            precision, or on CPUs with a torch before 2.11.
     """
 
     def __init__(
@@ -88,7 +90,13 @@ class FSDP2(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def setup_environment(self) -> None:
-        """Start the processes' group, and lay the mesh over it."""
+        """Start the processes' group, and lay the mesh over it.
+
+        Raises:
+            ValueError: for settings that do not fit, see `FSDP2`.
+        """
+        if self.root_device.type == "cpu" and torch.__version__ < CPU_SINCE:
+            raise ValueError(f"fsdp2 on CPUs needs torch {CPU_SINCE}: before, some gradients came out as zero there")
         self._setup_distributed()
         size = self.shard_size or self.world_size
         if self.world_size % size:
