@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -101,7 +102,8 @@ def live_bytes() -> int:
                 for tensor in (item, item.grad if item.is_leaf else None):
                     if tensor is not None and tensor.device.type != "meta":
                         storage = tensor.untyped_storage()
-                        storages[storage.data_ptr()] = storage.nbytes()
+                        with suppress(RuntimeError):  # a tensor without memory, such as the compiler's
+                            storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
 
