@@ -15,7 +15,9 @@ def stress(*options: str) -> dict[str, Any]:
     command = [sys.executable, "benchmarks/stress_resume.py", *options]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # packing shards says so, too
+    lines = [
+        json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")
+    ]  # packing shards says so, too
     return {line["name"]: line["value"] for line in lines}
 
 
