@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NoReturn
 
+from uniflow import exit_codes
 from uniflow.ablation.metrics import duration
 from uniflow.ablation.plan import Run
 from uniflow.ablation.state import (
@@ -31,12 +32,10 @@ from uniflow.ablation.state import (
     read_state,
     surroundings,
 )
-from uniflow.callbacks.preemption import REQUEUE
 
 # The command `uniflow` of this interpreter; as a module, so that Lightning can start further processes of it.
 COMMAND = (sys.executable, "-m", "uniflow.cli")
 RESULTS = "test_results.json"
-INTERRUPT_CODE = 130  # what `uniflow` returns after Ctrl-C
 POLL_SECONDS = 0.1
 TERMINATE_SECONDS = 20.0
 
@@ -157,7 +156,7 @@ def _commands(run: Run, state: State, call: Callable[[list[str]], int | None]) -
 def _failed(run: Run, state: State, code: int | None) -> bool:
     if code == 0:
         return False
-    if code in (None, INTERRUPT_CODE, REQUEUE):
+    if code in (None, exit_codes.INTERRUPTED, exit_codes.REQUEUE):
         state.state = INTERRUPTED
         return True
     reason = last_line(run.log)

@@ -14,8 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-# EX_TEMPFAIL of sysexits.h: "a temporary failure, the user is invited to try again".
-REQUEUE = 75
+from uniflow.exit_codes import REQUEUE
 
 
 class Preempted(Exception):

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from uniflow.cli.errors import UserError
+from uniflow.exit_codes import INTERRUPTED
 
 # Lightning's entry points: name -> what it does.
 RUNS = {
@@ -66,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("uniflow: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,0 +1,5 @@
+"""Exit codes of `uniflow` besides 0 and 2 (input that the user can put right)."""
+
+INTERRUPTED = 130  # by Ctrl-C
+# EX_TEMPFAIL of sysexits.h: "a temporary failure, the user is invited to try again".
+REQUEUE = 75
