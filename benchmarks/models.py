@@ -69,7 +69,7 @@ def straightforward_step(sizes: Sizes) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         student = encoder(images)
-        latents, _ = bottleneck(student.feature_map())
+        latents, _ = bottleneck(student)
         flow = decoder.loss(latents, to_unit_range(images))["flow"]
         pairs = zip(student.hidden_states, teacher(images).hidden_states, strict=True)
         distances = torch.stack([1 - F.cosine_similarity(own, other, dim=-1).mean() for own, other in pairs])

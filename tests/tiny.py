@@ -10,6 +10,7 @@ from uniflow.bottleneck import MLPBottleneck
 from uniflow.data import Scenes
 from uniflow.decoders import PatchFlowDecoder, RegressionDecoder
 from uniflow.encoders import SceneViT
+from uniflow.specs import EncoderOutput
 from uniflow.tasks import FusedAdamW, TokenizerTask
 
 ENCODER = partial(SceneViT, weights=None, depth=3, embed_dim=32, num_heads=2)
@@ -39,6 +40,12 @@ def tiny_scenes(**kwargs):
         "num_workers": 0,
     }
     return Scenes(**(defaults | kwargs))
+
+
+def output_of(features, layers=3):
+    """An encoder's output whose layers all have the feature map `features` (B, D, h, w)."""
+    tokens = features.flatten(2).transpose(1, 2)
+    return EncoderOutput((tokens,) * layers, (tokens[:, :0],) * layers, tuple(features.shape[-2:]))
 
 
 class LossLog:

@@ -164,7 +164,7 @@ def look_at(
     if not (0 <= row < rows and 0 <= column < columns):
         raise ValueError(f"there is no patch ({row}, {column}): this picture has {rows} rows and {columns} columns")
     view = _View((image.shape[-2], image.shape[-1]), tokenizer.encoder.spec.patch_size, layers, patch)
-    latents, _ = tokenizer.bottleneck(student.feature_map())
+    latents, _ = tokenizer.bottleneck(student)
     result = Look()
     result.add_row(_reconstruction(tokenizer, image, latents, steps, view))
     reference = student

@@ -1,6 +1,11 @@
-"""What one part tells the next about its output."""
+"""What one part tells the next about its output, and what an encoder hands on."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,3 +42,27 @@ class LatentSpec:
 
     channels: int
     patch_size: int
+
+
+@dataclass
+class EncoderOutput:
+    """Hidden states of one batch.
+
+    Attributes:
+        hidden_states: for each of the L blocks its output on the patch tokens, (B, N, D), row-major over the grid.
+        prefix_tokens: for each block its output on class and register tokens, (B, P, D); P can be 0.
+        grid: rows h and columns w of the patch grid; N = h * w.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    prefix_tokens: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+    def feature_map(self, layer: int = -1) -> Tensor:
+        """The patch tokens of one block as an image, (B, D, h, w)."""
+        hidden = self.hidden_states[layer]
+        return hidden.transpose(1, 2).reshape(hidden.shape[0], hidden.shape[2], *self.grid)
+
+
+# So that FSDP2 finds the tensors in it, whose gradients tell when the encoder's parameters are needed again.
+torch.export.register_dataclass(EncoderOutput)

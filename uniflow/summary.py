@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from uniflow.blocks import restore_blocks
@@ -39,12 +40,12 @@ def model_summary(
     images = torch.empty(1, 3, height, width, device="meta")
     noise = torch.empty_like(model.pad(images))
     rows: dict[str, dict[str, float]] = {}
-    stages: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        ("encoder", lambda pixels: model.encoder(model.pad(pixels)).feature_map()),
-        ("bottleneck", lambda features: model.bottleneck(features)[0]),
+    stages: list[tuple[str, Callable[[Any], Any]]] = [
+        ("encoder", lambda pixels: model.encoder(model.pad(pixels))),
+        ("bottleneck", lambda output: model.bottleneck(output)[0]),
         ("decoder", lambda latents: model.decode(latents, steps=steps, noise=noise)),
     ]
-    value = images
+    value: Any = images
     for name, stage in stages:
         # Plain attention is made of matrix products that the counter knows; fused kernels differ between devices.
         with (

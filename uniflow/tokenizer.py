@@ -40,7 +40,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
 
     Args:
         encoder: pixels -> hidden states.
-        bottleneck: last hidden state -> latents.
+        bottleneck: hidden states -> latents.
         decoder: latents -> pixels.
 
     Raises:
@@ -91,7 +91,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         Raises:
             ValueError: if the images are not RGB batches, or there are no statistics to normalise with.
         """
-        latents, _ = self.bottleneck(self.encoder(self.pad(images)).feature_map())
+        latents, _ = self.bottleneck(self.encoder(self.pad(images)))
         return self.normalize_latents(latents) if normalize else latents
 
     def decode(
@@ -145,7 +145,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         Raises:
             ValueError: if the bottleneck is continuous, or the images are not RGB batches.
         """
-        return self.bottleneck.indices(self.encoder(self.pad(images)).feature_map())
+        return self.bottleneck.indices(self.encoder(self.pad(images)))
 
     def decode_indices(self, indices: Tensor, **options: Any) -> Tensor:
         """Codebook indices (B, h, w, K), as `indices` gives them -> images, as `decode` with the same `options`.

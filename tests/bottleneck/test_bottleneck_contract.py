@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import ENCODER, FLOW, fit, tiny_scenes, tiny_task
+from tiny import ENCODER, FLOW, fit, output_of, tiny_scenes, tiny_task
 
 import uniflow.bottleneck
 from uniflow import Tokenizer
@@ -47,7 +47,7 @@ def trained(case, **kwargs):
     """In evaluation mode, after a few steps of training, so that codebooks are full."""
     bottleneck = make(case, **kwargs)
     for seed in range(3):
-        bottleneck(features(seed=seed))
+        bottleneck(output_of(features(seed=seed)))
     return bottleneck.eval()
 
 
@@ -74,7 +74,7 @@ def test_shapes_losses_and_gradients(case, merge):
     bottleneck = make(case, merge=merge)
     assert bottleneck.spec.patch_size == SPEC.patch_size * merge
     given = features().requires_grad_()
-    latents, losses = bottleneck(given)
+    latents, losses = bottleneck(output_of(given))
     assert latents.shape == (4, bottleneck.spec.channels, 4 // merge, 6 // merge)
     assert all(loss.ndim == 0 and loss.dtype == torch.float32 and loss >= 0 for loss in losses.values())
     target = torch.randn(latents.shape)
@@ -90,13 +90,13 @@ def test_shapes_losses_and_gradients(case, merge):
 def test_merging_takes_squares_of_neighbours(case):
     bottleneck = trained(case, merge=2)
     given = features(4, 8)
-    latents, _ = bottleneck(given)
+    latents, _ = bottleneck(output_of(given))
     changed = given.clone()
     changed[:, :, :2, 4:6] = torch.randn(4, SPEC.embed_dim, 2, 2)
-    moved = (bottleneck(changed)[0] - latents).abs().sum(dim=(0, 1)) > 0
+    moved = (bottleneck(output_of(changed))[0] - latents).abs().sum(dim=(0, 1)) > 0
     assert moved.nonzero().tolist() == [[0, 2]]
     with pytest.raises(ValueError, match=r"2 x 2 tokens.*grid of 3 x 8.*multiples of 16 pixels") as caught:
-        bottleneck(features(3, 8))
+        bottleneck(output_of(features(3, 8)))
     assert "\n" not in str(caught.value)
 
 
@@ -104,19 +104,19 @@ def test_merging_takes_squares_of_neighbours(case):
 def test_evaluation_changes_and_draws_nothing(case):
     bottleneck = trained(case)
     before = copy.deepcopy(bottleneck.state_dict())
-    first, _ = bottleneck(features(seed=7))
+    first, _ = bottleneck(output_of(features(seed=7)))
     state = torch.get_rng_state()
-    assert torch.equal(bottleneck(features(seed=7))[0], first)
+    assert torch.equal(bottleneck(output_of(features(seed=7)))[0], first)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bottleneck.state_dict().items())
-    assert not torch.equal(bottleneck(features(seed=8))[0], first)
+    assert not torch.equal(bottleneck(output_of(features(seed=8)))[0], first)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_before_any_training_evaluation_leaves_the_start_alone(case):
     bottleneck = make(case).eval()
     before = copy.deepcopy(bottleneck.state_dict())
-    assert torch.isfinite(bottleneck(features())[0]).all()
+    assert torch.isfinite(bottleneck(output_of(features()))[0]).all()
     assert all(torch.equal(tensor, before[name]) for name, tensor in bottleneck.state_dict().items())
 
 
@@ -125,7 +125,7 @@ def test_before_any_training_evaluation_leaves_the_start_alone(case):
 def test_under_autocast_latents_stay_in_float32(case, training):
     bottleneck = make(case).train(training)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        latents, losses = bottleneck(features())
+        latents, losses = bottleneck(output_of(features()))
     # The paper's projection is all linear layers: it follows autocast.
     assert latents.dtype == (torch.bfloat16 if case == "mlp" else torch.float32)
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
@@ -135,13 +135,13 @@ def test_under_autocast_latents_stay_in_float32(case, training):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_module_can_be_cast_and_copied_after_training(case, dtype):
     bottleneck = make(case)
-    latents, losses = bottleneck(features())
+    latents, losses = bottleneck(output_of(features()))
     (latents.sum() + sum(losses.values())).backward()
     bottleneck = copy.deepcopy(bottleneck.to(dtype))
-    latents, losses = bottleneck(features().to(dtype))
+    latents, losses = bottleneck(output_of(features().to(dtype)))
     assert latents.dtype == dtype
     assert all(loss.dtype == torch.promote_types(dtype, torch.float32) for loss in losses.values())
-    assert bottleneck.eval()(features().to(dtype))[0].dtype == dtype
+    assert bottleneck.eval()(output_of(features().to(dtype)))[0].dtype == dtype
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,12 +152,12 @@ def test_it_is_rebuilt_from_its_config_and_state(case):
     again = build_part(config, Bottleneck, SPEC)
     assert part_config(again) == config
     again.load_state_dict(bottleneck.state_dict())
-    assert torch.equal(again.eval()(features())[0], bottleneck(features())[0])
+    assert torch.equal(again.eval()(output_of(features()))[0], bottleneck(output_of(features()))[0])
     # The codebook is not begun anew, in training neither.
     given = features(seed=5)
     for part in (again.train(), bottleneck.train()):
         torch.manual_seed(1)
-        part(given)
+        part(output_of(given))
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in bottleneck.state_dict().items())
 
 
@@ -181,12 +181,12 @@ def test_a_tokenizer_with_it_is_saved_measured_and_trained(case, tmp_path):
 def test_indices_are_the_latents(case, dtype):
     bottleneck = trained(case).to(dtype)
     given = features(seed=9).to(dtype)
-    indices = bottleneck.indices(given)
+    indices = bottleneck.indices(output_of(given))
     assert indices.dtype == torch.int64
     assert indices.shape == (4, 4, 6, bottleneck.num_codebooks)
     assert indices.min() >= 0
     assert indices.max() < bottleneck.codebook_size
-    latents, _ = bottleneck(given)
+    latents, _ = bottleneck(output_of(given))
     assert torch.equal(bottleneck.from_indices(indices), latents)
     assert torch.equal(bottleneck.from_indices(indices.to(torch.int32)), latents)
     assert indices.unique().numel() > 3
@@ -196,7 +196,7 @@ def test_indices_are_the_latents(case, dtype):
 def test_indices_are_the_latents_under_autocast(case):
     bottleneck = trained(case)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        indices, (latents, _) = bottleneck.indices(features()), bottleneck(features())
+        indices, (latents, _) = bottleneck.indices(output_of(features())), bottleneck(output_of(features()))
     assert torch.equal(bottleneck.from_indices(indices), latents)
 
 
@@ -204,9 +204,9 @@ def test_indices_are_the_latents_under_autocast(case):
 def test_training_gives_the_same_codes_up_to_rounding(case):
     bottleneck = trained(case).train()
     given = features(seed=4)
-    indices, codes = bottleneck.indices(given), None
+    indices, codes = bottleneck.indices(output_of(given)), None
     codes = bottleneck.from_indices(indices)
-    latents, _ = bottleneck(given)
+    latents, _ = bottleneck(output_of(given))
     torch.testing.assert_close(latents, codes, atol=1e-5, rtol=0)
 
 
@@ -215,7 +215,7 @@ def test_indices_leave_training_alone(case):
     bottleneck = trained(case).train()
     before = copy.deepcopy(bottleneck.state_dict())
     state = torch.get_rng_state()
-    bottleneck.indices(features())
+    bottleneck.indices(output_of(features()))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in bottleneck.state_dict().items())
 
@@ -223,13 +223,15 @@ def test_indices_leave_training_alone(case):
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"mlp"}))
 def test_the_encoder_s_scale_does_not_matter(case):
     bottleneck = trained(case)
-    torch.testing.assert_close(bottleneck(100 * features())[0], bottleneck(features())[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        bottleneck(output_of(100 * features()))[0], bottleneck(output_of(features()))[0], atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("case", DISCRETE)
 def test_bad_indices_are_refused(case):
     bottleneck = trained(case)
-    good = bottleneck.indices(features())
+    good = bottleneck.indices(output_of(features()))
     cases = [
         (good[..., 0], rf"must be \(B, h, w, {bottleneck.num_codebooks}\), got \(4, 4, 6\)"),
         (torch.cat([good, good], dim=-1), "must be"),

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 from cli_fixtures import REPOSITORY
-from tiny import ENCODER, fit, tiny_scenes, tiny_task
+from tiny import ENCODER, fit, output_of, tiny_scenes, tiny_task
 
 import uniflow.bottleneck
 from uniflow.bottleneck import Bottleneck, VQBottleneck
@@ -30,8 +30,8 @@ def test_own_bottleneck(tmp_path, monkeypatch):
     fit(task, tiny_scenes(), tmp_path, steps=2)
     bottleneck = task.tokenizer.bottleneck.eval()
     features = torch.randn(2, 32, 4, 4)
-    latents, _ = bottleneck(features)
-    assert torch.equal(bottleneck.from_indices(bottleneck.indices(features)), latents)
+    latents, _ = bottleneck(output_of(features))
+    assert torch.equal(bottleneck.from_indices(bottleneck.indices(output_of(features))), latents)
     again = build_part(part_config(bottleneck), Bottleneck, ENCODER().spec)
     again.load_state_dict(bottleneck.state_dict())
 
@@ -61,5 +61,5 @@ def test_the_table_of_settings_has_their_defaults():
     stated = {}
     for names, values in rows:
         stated |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
-    expected = {name: str(p.default).lower() for name, p in parameters.items() if name not in ("encoder", "merge")}
+    expected = {name: str(p.default).lower() for name, p in parameters.items() if name not in ("encoder", "merge", "reads")}
     assert stated == expected

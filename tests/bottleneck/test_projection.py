@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ENCODER
+from tiny import ENCODER, output_of
 
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.bottleneck.projection import ProjectedBottleneck
@@ -26,7 +26,7 @@ def test_without_merging_keys_start_and_numbers_are_those_of_old_checkpoints(con
     if not contiguous:  # as an encoder's feature map is
         features = features.to(memory_format=torch.channels_last)
     expected = fc2(F.gelu(fc1(features.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
-    latents, losses = bottleneck(features)
+    latents, losses = bottleneck(output_of(features))
     assert torch.equal(latents, expected)
     assert losses == {}
 
@@ -37,12 +37,16 @@ def test_merged_tokens_are_read_row_by_row():
     features = torch.randn(1, SPEC.embed_dim, 4, 6)
     square = features[0, :, 2:4, 4:6]
     tokens = torch.cat([square[:, 0, 0], square[:, 0, 1], square[:, 1, 0], square[:, 1, 1]])
-    torch.testing.assert_close(bottleneck(features)[0][0, :, 1, 2], bottleneck.fc2(F.gelu(bottleneck.fc1(tokens))))
+    torch.testing.assert_close(
+        bottleneck(output_of(features))[0][0, :, 1, 2], bottleneck.fc2(F.gelu(bottleneck.fc1(tokens)))
+    )
 
 
 class Normalized(MLPBottleneck):
+    normalize_last = True
+
     def __init__(self, encoder):
-        ProjectedBottleneck.__init__(self, encoder, 8, normalize=True)
+        ProjectedBottleneck.__init__(self, encoder, 8)
 
 
 def test_normalising_is_a_layer_norm_of_each_token():
@@ -50,4 +54,6 @@ def test_normalising_is_a_layer_norm_of_each_token():
     features = 5 + 3 * torch.randn(1, SPEC.embed_dim, 2, 2)
     token = features[0, :, 1, 0]
     token = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
-    torch.testing.assert_close(bottleneck(features)[0][0, :, 1, 0], bottleneck.fc2(F.gelu(bottleneck.fc1(token))))
+    torch.testing.assert_close(
+        bottleneck(output_of(features))[0][0, :, 1, 0], bottleneck.fc2(F.gelu(bottleneck.fc1(token)))
+    )

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import ENCODER
+from tiny import ENCODER, output_of
 
 from uniflow.bottleneck import FSQBottleneck, MultiVQBottleneck, VQBottleneck
 from uniflow.bottleneck.codebook import Codebook
@@ -30,8 +30,8 @@ def run(make, steps=4):
     torch.manual_seed(0)
     bottleneck = make()
     for seed in range(steps):
-        _, losses = bottleneck(features(seed))
-    return bottleneck.eval()(features())[0].detach(), {name: loss.item() for name, loss in losses.items()}
+        _, losses = bottleneck(output_of(features(seed)))
+    return bottleneck.eval()(output_of(features()))[0].detach(), {name: loss.item() for name, loss in losses.items()}
 
 
 def test_fsq_numbers_every_combination_of_levels_once():
@@ -50,18 +50,18 @@ def test_fsq_numbers_every_combination_of_levels_once():
 def test_fsq_rounds_the_bounded_projection():
     bottleneck = FSQBottleneck(SPEC, levels=(5, 3)).eval()
     # Odd levels: half_l = (L - 1) (1 + 0.001) / 2, no shift; rounded, and divided by L // 2.
-    bounded = torch.tanh(bottleneck.project(features())) * torch.tensor([2.0, 1.0]) * 1.001
+    bounded = torch.tanh(bottleneck.project(output_of(features()))) * torch.tensor([2.0, 1.0]) * 1.001
     expected = (bounded.round() / torch.tensor([2.0, 1.0])).permute(0, 3, 1, 2)
-    torch.testing.assert_close(bottleneck(features())[0], expected)
+    torch.testing.assert_close(bottleneck(output_of(features()))[0], expected)
 
 
 def test_vq_takes_the_nearest_entry():
     bottleneck = VQ()
-    bottleneck(features())
+    bottleneck(output_of(features()))
     entries = bottleneck.codebook.quantizer.codebook
-    tokens = bottleneck.project(features(1))
+    tokens = bottleneck.project(output_of(features(1)))
     expected = torch.cdist(tokens.flatten(0, 2), entries).argmin(dim=1).view(4, 4, 4, 1)
-    assert torch.equal(bottleneck.indices(features(1)), expected)
+    assert torch.equal(bottleneck.indices(output_of(features(1))), expected)
 
 
 def test_gradients_pass_straight_through_and_the_commitment_pulls_vectors():
@@ -140,25 +140,25 @@ def test_dead_entries_are_replaced_by_vectors_of_the_batch():
 
 def test_codebooks_share_the_channels_of_a_latent():
     bottleneck = MULTI()
-    bottleneck(features())
+    bottleneck(output_of(features()))
     bottleneck.eval()
     assert bottleneck.spec.channels == 12
-    indices = bottleneck.indices(features(1))
-    latents, _ = bottleneck(features(1))
+    indices = bottleneck.indices(output_of(features(1)))
+    latents, _ = bottleneck(output_of(features(1)))
     for number, book in enumerate(bottleneck.codebooks):
         part = latents[:, 3 * number : 3 * number + 3].permute(0, 2, 3, 1)
         assert torch.equal(book.lookup(indices[..., number]), part)
-        tokens = bottleneck.project(features(1))[..., 3 * number : 3 * number + 3]
+        tokens = bottleneck.project(output_of(features(1)))[..., 3 * number : 3 * number + 3]
         assert torch.equal(book.nearest(tokens), indices[..., number])
 
 
 def test_residual_codebooks_add_up_and_each_brings_latents_nearer():
     bottleneck = MULTI(residual=True)
     for _ in range(20):
-        bottleneck(features())
+        bottleneck(output_of(features()))
     bottleneck.eval()
     assert bottleneck.spec.channels == 3
-    tokens, indices = bottleneck.project(features()), bottleneck.indices(features())
+    tokens, indices = bottleneck.project(output_of(features())), bottleneck.indices(output_of(features()))
     rest, errors = tokens, [tokens.square().mean().item()]
     for number, book in enumerate(bottleneck.codebooks):
         assert torch.equal(book.nearest(rest), indices[..., number])
@@ -166,11 +166,11 @@ def test_residual_codebooks_add_up_and_each_brings_latents_nearer():
         errors.append(rest.square().mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1 * errors[0]
-    torch.testing.assert_close(bottleneck(features())[0].permute(0, 2, 3, 1), tokens - rest)
+    torch.testing.assert_close(bottleneck(output_of(features()))[0].permute(0, 2, 3, 1), tokens - rest)
     given = features().requires_grad_()
     weights = torch.randn(4, 3, 4, 4)
-    (through,) = torch.autograd.grad((bottleneck.train()(given)[0] * weights).sum(), given)
-    (direct,) = torch.autograd.grad((bottleneck.project(given).permute(0, 3, 1, 2) * weights).sum(), given)
+    (through,) = torch.autograd.grad((bottleneck.train()(output_of(given))[0] * weights).sum(), given)
+    (direct,) = torch.autograd.grad((bottleneck.project(output_of(given)).permute(0, 3, 1, 2) * weights).sum(), given)
     torch.testing.assert_close(through, direct)
 
 

@@ -93,7 +93,7 @@ def features(task, batches):
             student, teacher = task.tokenizer.encoder(image[None]), task.teacher(image[None])
             for name, output in (("student", student), ("teacher", teacher)):
                 found[name].append(torch.stack([h[0].mean(dim=0) for h in output.hidden_states]))
-            found["latent"].append(task.tokenizer.bottleneck(student.feature_map())[0][0].mean(dim=(1, 2))[None])
+            found["latent"].append(task.tokenizer.bottleneck(student)[0][0].mean(dim=(1, 2))[None])
             found["label"].append(label)
             found["digest"] += image_digests(image[None])
     digests = found.pop("digest")

@@ -29,7 +29,7 @@ def step(tokenizer, size=32):
     """Loss and gradients of one training step."""
     torch.manual_seed(1)
     images = torch.rand(2, 3, size, size)
-    latents, _ = tokenizer.bottleneck(tokenizer.encoder(images).feature_map())
+    latents, _ = tokenizer.bottleneck(tokenizer.encoder(images))
     loss = sum(tokenizer.decoder.loss(latents, images).values())
     tokenizer.zero_grad()
     loss.backward()

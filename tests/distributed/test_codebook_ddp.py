@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
-from tiny import REGRESSION, fit, tiny_scenes, tiny_task
+from tiny import REGRESSION, fit, output_of, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import MultiVQBottleneck, VQBottleneck
 from uniflow.callbacks import CodebookUsage
@@ -86,6 +86,6 @@ def test_a_codebook_made_before_the_processes_is_refused(monkeypatch):
     monkeypatch.setattr("uniflow.bottleneck.codebook._processes", lambda: 2)
     features = torch.randn(1, 32, 4, 4)
     with pytest.raises(ValueError, match=r"processes=1 is trained in 2.*after torch\.distributed is init") as caught:
-        task.tokenizer.bottleneck(features)
+        task.tokenizer.bottleneck(output_of(features))
     assert "\n" not in str(caught.value)
-    assert task.tokenizer.bottleneck.eval()(features)[0].shape == (1, 4, 4, 4)
+    assert task.tokenizer.bottleneck.eval()(output_of(features))[0].shape == (1, 4, 4, 4)

@@ -1,4 +1,4 @@
-"""The door of every bottleneck: the last hidden state -> latents."""
+"""The base class of bottlenecks: hidden states -> latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from uniflow.part import Part
-from uniflow.specs import LatentSpec
+from uniflow.specs import EncoderOutput, LatentSpec
 
 
 class Bottleneck(Part):
@@ -26,24 +26,25 @@ class Bottleneck(Part):
     spec: LatentSpec
     codebook_size: int | None = None
     num_codebooks: int | None = None
-    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices")
+    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "tokens")
 
     @abstractmethod
-    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compress the last feature map.
+    def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compress what the encoder gave.
 
         Args:
-            features: patch tokens of the last block as an image, (B, D, h, w).
+            output: the hidden states of all blocks on a grid of h x w patch tokens; those of the last block as an image
+                (B, D, h, w) are `output.feature_map()`.
 
         Returns:
             The latents (B, C, h', w'), and auxiliary losses by name (scalars that are added to the training loss).
         """
 
-    def indices(self, features: Tensor) -> Tensor:
-        """The codebook entries that stand for a feature map. Changes nothing, in training mode neither.
+    def indices(self, output: EncoderOutput) -> Tensor:
+        """The codebook entries that stand for what the encoder gave. Changes nothing, in training mode neither.
 
         Args:
-            features: as for `forward`.
+            output: as for `forward`.
 
         Returns:
             Indices from 0 to codebook_size - 1, int64, (B, h', w', K), for one codebook too.
@@ -66,6 +67,59 @@ class Bottleneck(Part):
             ValueError: if the bottleneck is continuous, or the indices are misshapen or out of range.
         """
         raise ValueError(self._no_codes())
+
+    def tokens(self, output: EncoderOutput) -> Tensor:
+        """What a linear path to the latents would read, (B, h', w', F).
+
+        A bottleneck with such a path overrides this and `linear_start`; `start: regression` of the task needs them.
+
+        Args:
+            output: as for `forward`.
+
+        Raises:
+            ValueError: if there is no linear path.
+        """
+        raise ValueError(self._no_shortcut())
+
+    def linear_start(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        """The parameters with which the latents are `tokens(output) @ weight.T + bias`, before any quantisation.
+
+        Args:
+            weight: (C, F).
+            bias: (C,).
+
+        Returns:
+            Values by name in the state dict; what is not named keeps its value.
+
+        Raises:
+            ValueError: if there is no linear path.
+        """
+        raise ValueError(self._no_shortcut())
+
+    def check_linear_start(self) -> None:
+        """Nothing, if there is a linear path.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if getattr(self, "shortcut", None) is None:
+            raise ValueError(self._no_shortcut())
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether `calibrate` has to be called before training."""
+        return False
+
+    def calibrate(self, means: Tensor, stds: Tensor) -> None:
+        """Take what the encoder's hidden states look like on training images; by default of no use.
+
+        Args:
+            means: of each channel of all L layers, (L, D).
+            stds: standard deviation of each layer's values around those means, (L,).
+        """
+
+    def _no_shortcut(self) -> str:
+        return f"{type(self).__name__} has no linear path to start from: set its shortcut to true"
 
     def _no_codes(self) -> str:
         return (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor
 
+from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck, import_library
 from uniflow.specs import EncoderSpec
 
@@ -26,12 +28,16 @@ class FSQBottleneck(QuantizedBottleneck):
         levels: levels of each channel, at least 3; their product is the codebook's size. The default is the paper's
             for 2^16 codes (its table of recommended levels): 64,000.
         num_codebooks: independent groups of such channels.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
         ValueError: if a number is below 1, a channel has fewer than 3 levels, or there are more than 2^24 codes.
         ImportError: without vector-quantize-pytorch.
     """
+
+    # Half of the bound, where tanh is nearly straight.
+    start_scale: ClassVar[float] = 0.5
 
     def __init__(
         self,
@@ -39,6 +45,7 @@ class FSQBottleneck(QuantizedBottleneck):
         levels: Sequence[int] = (8, 8, 8, 5, 5, 5),
         num_codebooks: int = 1,
         merge: int = 1,
+        **reads: Any,
     ) -> None:
         size = math.prod(levels)
         if not levels or min(levels) < 3 or size > MAX_CODEBOOK_SIZE:
@@ -46,7 +53,8 @@ class FSQBottleneck(QuantizedBottleneck):
                 f"FSQBottleneck.levels must be at least 3 each, with a product of at most 2^24, got {list(levels)}; "
                 "num_codebooks makes room for more codes"
             )
-        super().__init__(encoder, len(levels) * num_codebooks, size, num_codebooks, merge)
+        super().__init__(encoder, len(levels) * num_codebooks, size, num_codebooks, merge, **reads)
+        self.record_defaults(ProjectedBottleneck)
         # Without a table of all codes: they are computed where they are needed.
         self.fsq = import_library("FSQBottleneck").FSQ(list(levels), return_indices=False)
 

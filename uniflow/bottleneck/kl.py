@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderSpec
+from uniflow.specs import EncoderOutput, EncoderSpec
 
 # Range of the log-variance, as in latent diffusion (arXiv 2112.10752): its exponential stays finite in float32.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
+# What a regression start sets it to: samples .05 away from a mean whose own deviation is 1.
+START_LOG_VARIANCE = -6.0
 
 
 class KLBottleneck(ProjectedBottleneck):
@@ -23,21 +27,33 @@ class KLBottleneck(ProjectedBottleneck):
         encoder: spec of the encoder in front.
         channels: channels of a latent.
         weight: factor on the divergence.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
-        ValueError: if a number is below 1, or the weight below 0.
+        ValueError: if a number is below 1, the weight below 0, or there is no such layer.
     """
 
-    def __init__(self, encoder: EncoderSpec, channels: int = 64, weight: float = 1e-6, merge: int = 1) -> None:
-        # Normalised, or the variances would begin as large as the encoder's last hidden state is.
-        super().__init__(encoder, channels, merge, outputs=2 * channels, normalize=True)
+    outputs_per_channel: ClassVar[int] = 2
+    # Or the variances would begin as large as the encoder's last hidden state is.
+    normalize_last: ClassVar[bool] = True
+
+    def __init__(
+        self, encoder: EncoderSpec, channels: int = 64, weight: float = 1e-6, merge: int = 1, **reads: Any
+    ) -> None:
+        super().__init__(encoder, channels, merge, **reads)
+        self.record_defaults(ProjectedBottleneck)
         if weight < 0:
             raise ValueError(f"KLBottleneck.weight must not be negative, got {weight}")
         self.weight = weight
 
-    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        outputs = self.project(features).permute(0, 3, 1, 2)
+    def linear_start(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        values = super().linear_start(weight, bias)
+        values["shortcut.bias"][len(bias) :] = START_LOG_VARIANCE
+        return values
+
+    def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = self.project(output).permute(0, 3, 1, 2)
         # A variance loses most of its digits in bfloat16.
         mean, log_variance = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).chunk(2, dim=1)
         log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)

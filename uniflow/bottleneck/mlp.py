@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderSpec
+from uniflow.specs import EncoderOutput, EncoderSpec
 
 
 class MLPBottleneck(ProjectedBottleneck):
@@ -14,14 +16,16 @@ class MLPBottleneck(ProjectedBottleneck):
     Args:
         encoder: spec of the encoder in front.
         channels: channels of a latent.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a number is below 1, or there is no such layer.
     """
 
-    def __init__(self, encoder: EncoderSpec, channels: int = 64, merge: int = 1) -> None:
-        super().__init__(encoder, channels, merge)
+    def __init__(self, encoder: EncoderSpec, channels: int = 64, merge: int = 1, **reads: Any) -> None:
+        super().__init__(encoder, channels, merge, **reads)
+        self.record_defaults(ProjectedBottleneck)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.project(features).permute(0, 3, 1, 2), {}
+    def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.project(output).permute(0, 3, 1, 2), {}

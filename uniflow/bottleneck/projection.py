@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import ClassVar
+
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.bottleneck.base import Bottleneck
+from uniflow.bottleneck.layers import Fuse, LayerFusion, Layers, Normalize, normalize_tokens
 from uniflow.init import preserve_variance_
-from uniflow.specs import EncoderSpec, LatentSpec
+from uniflow.layers import ExactLinear
+from uniflow.specs import EncoderOutput, EncoderSpec, LatentSpec
 
 
 class ProjectedBottleneck(Bottleneck):
@@ -21,21 +25,33 @@ class ProjectedBottleneck(Bottleneck):
         encoder: spec of the encoder in front.
         channels: channels of a latent.
         merge: side m of the merged squares, in tokens; 1 merges nothing.
-        outputs: values that the projection gives for one latent; None is `channels`.
-        normalize: bring each token to mean 0 and variance 1 first (a layer norm without parameters).
+        layers: hidden states to read: "last" (the paper's: the last layer, not normalised), "all", a number K for the
+            last K, or a list of indices (0 = first, -1 = last). All but "last" are normalised.
+        fuse: how several layers become one: "concat", "sum", or "learned", a sum with trained weights.
+        normalize: how those layers are normalised, "layer" or "token"; see `LayerFusion`.
+        shortcut: add a linear path beside the projection, whose own output starts at zero. `start: regression` of
+            the task writes its solution there.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a number is below 1, or there is no such layer.
     """
+
+    # Values that the projection gives for each channel of a latent.
+    outputs_per_channel: ClassVar[int] = 1
+    # Whether tokens of the paper's last layer are brought to mean 0 and variance 1 after merging.
+    normalize_last: ClassVar[bool] = False
+    # Standard deviation of the projection's outputs that a regression start aims at.
+    start_scale: ClassVar[float] = 1.0
 
     def __init__(
         self,
         encoder: EncoderSpec,
         channels: int,
         merge: int = 1,
-        *,
-        outputs: int | None = None,
-        normalize: bool = False,
+        layers: Layers = "last",
+        fuse: Fuse = "concat",
+        normalize: Normalize = "layer",
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         if channels < 1 or merge < 1:
@@ -44,26 +60,58 @@ class ProjectedBottleneck(Bottleneck):
             )
         self.spec = LatentSpec(channels=channels, patch_size=encoder.patch_size * merge)
         self.merge = merge
-        self.normalize = normalize
-        self.fc1 = nn.Linear(encoder.embed_dim * merge**2, encoder.embed_dim)
+        self.fusion = LayerFusion(encoder, layers, fuse, normalize)
+        inputs, outputs = self.fusion.channels * merge**2, channels * self.outputs_per_channel
+        self.fc1 = nn.Linear(inputs, encoder.embed_dim)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(encoder.embed_dim, outputs or channels)
+        self.fc2 = nn.Linear(encoder.embed_dim, outputs)
         preserve_variance_(self.fc1, self.fc2)
+        self.shortcut: ExactLinear | None = None
+        if shortcut:
+            self.shortcut = ExactLinear(inputs, outputs)
+            preserve_variance_(self.shortcut)
+            nn.init.zeros_(self.fc2.weight)
 
-    def project(self, features: Tensor) -> Tensor:
-        """Feature map (B, D, h, w) -> (B, h / merge, w / merge, outputs), channels last.
+    def tokens(self, output: EncoderOutput) -> Tensor:
+        """What the projection reads: (B, h / merge, w / merge, inputs), channels last.
 
         Raises:
             ValueError: if `merge` does not divide the grid.
         """
         m = self.merge
-        height, width = features.shape[-2:]
+        height, width = output.grid
         if height % m or width % m:
             raise ValueError(
                 f"{m} x {m} tokens cannot be merged on a grid of {height} x {width}: "
                 f"image sides must be multiples of {self.spec.patch_size} pixels"
             )
-        tokens = rearrange(features, "b d (h m) (w n) -> b h w (m n d)", m=m, n=m)
-        if self.normalize:
-            tokens = F.layer_norm(tokens, tokens.shape[-1:])
-        return self.fc2(self.act(self.fc1(tokens)))
+        tokens = rearrange(self.fusion(output), "b (h m) (w n) d -> b h w (m n d)", m=m, n=m)
+        return normalize_tokens(tokens) if self.normalize_last and self.fusion.normalize is None else tokens
+
+    @property
+    def needs_calibration(self) -> bool:
+        return self.fusion.normalize == "layer"
+
+    def calibrate(self, means: Tensor, stds: Tensor) -> None:
+        self.fusion.calibrate(means, stds)
+
+    def project(self, output: EncoderOutput) -> Tensor:
+        """The projection of what the encoder gave, (B, h / merge, w / merge, outputs), channels last.
+
+        Raises:
+            ValueError: if `merge` does not divide the grid.
+        """
+        tokens = self.tokens(output)
+        projected = self.fc2(self.act(self.fc1(tokens)))
+        return projected if self.shortcut is None else projected + self.shortcut(tokens)
+
+    def linear_start(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+        if self.shortcut is None:
+            return super().linear_start(weight, bias)
+        further = len(self.shortcut.bias) - len(bias)  # what a subclass predicts besides the latents
+        return {
+            "shortcut.weight": torch.cat([weight, weight.new_zeros(further, weight.shape[1])]),
+            "shortcut.bias": torch.cat([bias, bias.new_zeros(further)]),
+            "fc2.weight": weight.new_zeros(self.fc2.weight.shape),
+            "fc2.bias": weight.new_zeros(self.fc2.bias.shape),
+        }

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderSpec
+from uniflow.specs import EncoderOutput, EncoderSpec
 
 
 class QuantizedBottleneck(ProjectedBottleneck):
     """Base class of bottlenecks whose latents are entries of K codebooks, in float32 at least.
 
     A subclass implements the three steps below on tokens with their channels last. In evaluation mode `forward` looks
-    up what `nearest` finds, so `from_indices(indices(features))` are its latents, bit for bit.
+    up what `nearest` finds, so `from_indices(indices(output))` are its latents, bit for bit.
 
     Args:
         encoder: spec of the encoder in front.
         channels: channels of a latent.
         codebook_size: entries of each codebook.
         num_codebooks: codebooks K.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
         ValueError: if a number is below 1, or a codebook has fewer than 2 entries.
@@ -31,16 +32,19 @@ class QuantizedBottleneck(ProjectedBottleneck):
 
     codebook_size: int
     num_codebooks: int
+    # The last hidden state of a ViT, before its final norm, can be of any size: a bound on it would saturate, and
+    # distances and their loss would scale with the encoder.
+    normalize_last: ClassVar[bool] = True
 
-    def __init__(self, encoder: EncoderSpec, channels: int, codebook_size: int, num_codebooks: int, merge: int) -> None:
+    def __init__(
+        self, encoder: EncoderSpec, channels: int, codebook_size: int, num_codebooks: int, merge: int, **reads: Any
+    ) -> None:
         if codebook_size < 2 or num_codebooks < 1:
             raise ValueError(
                 f"{type(self).__name__} needs at least 1 codebook of at least 2 entries, got {num_codebooks} of "
                 f"{codebook_size}"
             )
-        # The last hidden state of a ViT, before its final norm, can be of any size: a bound on it would saturate, and
-        # distances and their loss would scale with the encoder.
-        super().__init__(encoder, channels, merge, normalize=True)
+        super().__init__(encoder, channels, merge, **reads)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
 
     @abstractmethod
@@ -62,13 +66,13 @@ class QuantizedBottleneck(ProjectedBottleneck):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (B, h, w, K) -> codes (B, h, w, C)."""
 
-    def forward(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        tokens = self._tokens(features)
+    def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self._projected(output)
         codes, losses = self.quantize(tokens) if self.training else (self.lookup(self.nearest(tokens)), {})
         return self._latents(codes), losses
 
-    def indices(self, features: Tensor) -> Tensor:
-        return self.nearest(self._tokens(features))
+    def indices(self, output: EncoderOutput) -> Tensor:
+        return self.nearest(self._projected(output))
 
     def from_indices(self, indices: Tensor) -> Tensor:
         if indices.ndim != 4 or indices.shape[-1] != self.num_codebooks:
@@ -82,8 +86,8 @@ class QuantizedBottleneck(ProjectedBottleneck):
             )
         return self._latents(self.lookup(indices.long()))
 
-    def _tokens(self, features: Tensor) -> Tensor:
-        tokens = self.project(features)
+    def _projected(self, output: EncoderOutput) -> Tensor:
+        tokens = self.project(output)
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
 
     def _latents(self, codes: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from uniflow.bottleneck.codebook import Codebook
+from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck
 from uniflow.specs import EncoderSpec
 
@@ -30,7 +32,8 @@ class VQBottleneck(QuantizedBottleneck):
         kmeans_init: begin with k-means of the first training batch, in place of uniformly drawn entries.
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none. Even use would give each entry (tokens in a step) / codebook_size.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
         ValueError: for numbers out of range, and for a learnable codebook with cosine.
@@ -49,8 +52,10 @@ class VQBottleneck(QuantizedBottleneck):
         kmeans_init: bool = True,
         dead_code_threshold: float = 0.05,
         merge: int = 1,
+        **reads: Any,
     ) -> None:
-        super().__init__(encoder, codebook_dim, codebook_size, 1, merge)
+        super().__init__(encoder, codebook_dim, codebook_size, 1, merge, **reads)
+        self.record_defaults(ProjectedBottleneck)
         self.codebook = Codebook(
             codebook_size,
             codebook_dim,
@@ -94,7 +99,8 @@ class MultiVQBottleneck(QuantizedBottleneck):
         kmeans_init: begin with k-means of the first training batch, in place of uniformly drawn entries.
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none.
-        merge: merge squares of so many by so many neighbouring tokens into one latent.
+        merge: merge squares of this many by this many neighbouring tokens into one latent.
+        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
 
     Raises:
         ValueError: for numbers out of range, for a learnable codebook with cosine, and for residuals with cosine.
@@ -117,11 +123,13 @@ class MultiVQBottleneck(QuantizedBottleneck):
         kmeans_init: bool = True,
         dead_code_threshold: float = 0.05,
         merge: int = 1,
+        **reads: Any,
     ) -> None:
         if residual and cosine:
             raise ValueError("MultiVQBottleneck has no residual codebooks with cosine: choose one of the two")
         channels = codebook_dim if residual else num_codebooks * codebook_dim
-        super().__init__(encoder, channels, codebook_size, num_codebooks, merge)
+        super().__init__(encoder, channels, codebook_size, num_codebooks, merge, **reads)
+        self.record_defaults(ProjectedBottleneck)
         self.residual = residual
         self.codebooks = nn.ModuleList(  # type: ignore[assignment]  # a sequence of them, as far as is needed here
             Codebook(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.specs import EncoderOutput
 from uniflow.tasks.tokenizer import TokenizerTask
 
 
@@ -79,7 +80,7 @@ class CodebookUsage(Callback):
             self._hook = None
 
     @torch.no_grad()
-    def _count(self, bottleneck: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _count(self, bottleneck: nn.Module, args: tuple[EncoderOutput]) -> None:
         self._unwatch()
         assert isinstance(bottleneck, Bottleneck)
         assert self._counts is not None

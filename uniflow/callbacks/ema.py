@@ -31,12 +31,21 @@ class EMA(Callback):
         self.average: dict[str, Tensor] = {}
         self._raw: list[Tensor] | None = None
         self._last_step = 0
+        self._begun = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not before: a task may set its first weights when training starts.
+        if self._begun:
+            return
+        self._begun = True
         loaded = self.average
         self.average = {}
         if self.decay == 0:
             return
+        reshard(pl_module)
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
                 source = loaded.get(name, parameter.detach())

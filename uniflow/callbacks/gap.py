@@ -160,7 +160,7 @@ class TeacherGap(Callback):
             images = batch["image"].to(task.device)
             with task.trainer.precision_plugin.forward_context():
                 student, teacher = task.tokenizer.encoder(images), task.teacher(images)
-                latents, _ = task.tokenizer.bottleneck(student.feature_map())
+                latents, _ = task.tokenizer.bottleneck(student)
             chosen.update(_keys(batch), student, teacher, latents)
         return chosen
 

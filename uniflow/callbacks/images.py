@@ -81,7 +81,7 @@ def tokenizer_rows(task: TokenizerTask, images: Tensor) -> dict[str, Tensor]:
     hidden states in the teacher's three principal colours.
     """
     student, teacher = task.tokenizer.encoder(images), task.teacher(images)
-    latents, _ = task.tokenizer.bottleneck(student.feature_map())
+    latents, _ = task.tokenizer.bottleneck(student)
     size = (images.shape[-2], images.shape[-1])
     basis = pca_basis(teacher.feature_map())
     rows = {"original": to_unit_range(images)}

@@ -12,7 +12,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from uniflow.callbacks.ema import EMA
+from uniflow.data.first import FirstImages, rank_share
 from uniflow.metrics import ChannelMoments
+from uniflow.tasks.base import evaluation_mode
 from uniflow.tasks.tokenizer import TokenizerTask
 
 
@@ -76,39 +78,15 @@ def split_batches(data: LightningDataModule, split: str) -> Any:
     return data.val_dataloader() if split == "val" else data.test_dataloader()
 
 
-class FirstImages:
-    """Batches of the first `count` images, "image" of the last one cut to fit; None is all of them."""
-
-    def __init__(self, batches: Iterable[Any], count: int | None) -> None:
-        self.batches, self.count = batches, count
-
-    def __iter__(self) -> Iterator[Any]:
-        left = self.count
-        for batch in self.batches if left != 0 else ():
-            yield batch if left is None else {**batch, "image": batch["image"][:left]}
-            if left is not None:
-                left -= min(left, len(batch["image"]))
-                if left == 0:
-                    return
-
-
-def rank_share(count: int | None, rank: int, world_size: int) -> int | None:
-    """How many of the first `count` images the process `rank` has, where images are dealt out one by one."""
-    return None if count is None else len(range(rank, count, world_size))
-
-
 @contextmanager
 def _as_evaluated(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Evaluation mode and the averaged weights, as in a validation; afterwards everything is as before."""
-    modes = {module: module.training for module in pl_module.modules()}
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
-    pl_module.eval()
-    for average in averages:
-        average.on_validation_start(trainer, pl_module)
-    try:
-        yield
-    finally:
+    with evaluation_mode(pl_module):
         for average in averages:
-            average.on_validation_end(trainer, pl_module)
-        for module, mode in modes.items():
-            module.training = mode
+            average.on_validation_start(trainer, pl_module)
+        try:
+            yield
+        finally:
+            for average in averages:
+                average.on_validation_end(trainer, pl_module)

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from uniflow.callbacks.statistics import FirstImages, rank_share, split_batches
+from uniflow.callbacks.statistics import split_batches
 from uniflow.card import read_run
 from uniflow.cli import progress
 from uniflow.cli.app import CALLBACKS, UniflowCLI
 from uniflow.cli.errors import UserError
 from uniflow.cli.rundir import RunFolder
+from uniflow.data.first import FirstImages, rank_share
 from uniflow.metrics import ChannelMoments
 from uniflow.saving import CONFIG_NAME, write_config
 from uniflow.tokenizer import Tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -108,6 +109,17 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""
+        return self._train_loader(self.position.begin)
+
+    def training_batches(self) -> Iterator[Any]:
+        """Batches as training sees them, of epoch 0, 1, 2 and so on without end; training's position is left alone."""
+        epochs = itertools.count()
+        loader = self._train_loader(lambda epoch: (next(epochs), 0))
+        while True:
+            yield from loader
+
+    def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
+        """The training loader whose passes begin where `begin` says, see `TrainSampler.begin`."""
         dataset = self._dataset("train")
         per_rank = len(dataset) // self.world_size  # type: ignore[arg-type]
         if per_rank < self.batch_size:
@@ -116,7 +128,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"set batch_size to {per_rank} or less (it is {self.batch_size})"
             )
         sampler = self.train_sampler(dataset)
-        sampler.begin = self.position.begin
+        sampler.begin = begin
         sampler.set_epoch(self.position.epoch)
         return self._loader(_Complete(dataset), sampler=sampler, batch_size=self.batch_size, drop_last=True)
 

@@ -7,6 +7,7 @@ import json
 import tarfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class WebDataset(ImageDataModule):
             resample=self.resample, shuffle_buffer=self.shuffle_buffer, **process,
         )  # fmt: skip
 
-    def train_dataloader(self) -> DataLoader:
+    def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
         """Batches of equal size, `epoch_length` samples an epoch; what does not fill a batch is left out."""
         dataset: Any = self._dataset("train")
         workers = self.num_workers
@@ -132,7 +133,7 @@ class WebDataset(ImageDataModule):
         warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
         loader = self._loader(dataset, ShardLoader, num_workers=workers, batch_size=self.batch_size)
         assert isinstance(loader, ShardLoader)
-        loader.next_position = self._next_position
+        loader.next_position = partial(self._next_position, begin)
         return loader
 
     def _evaluation_loader(self, split: str) -> DataLoader:
@@ -184,9 +185,9 @@ class WebDataset(ImageDataModule):
     def _exact_only(self) -> tuple[str, ...]:
         return tuple(self._settings())  # each process and worker has a stream of its own
 
-    def _next_position(self) -> tuple[int, int]:
+    def _next_position(self, begin: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
         """(epoch, batches to leave out) of the pass over the training loader that begins now."""
-        epoch, samples = self.position.begin(self._passes)
+        epoch, samples = begin(self._passes)
         self._passes = epoch + 1
         return epoch, self.epoch_batches() - self.batches_left(samples)
 

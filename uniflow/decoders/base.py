@@ -1,15 +1,18 @@
-"""The door of every pixel decoder: latents in, pixels out. Nothing about flows here."""
+"""The base class of pixel decoders: latents in, pixels out. Nothing about flows here."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from uniflow.part import Part
 from uniflow.specs import LatentSpec
+
+if TYPE_CHECKING:
+    from uniflow.decoders.shortcut import LinearShortcut
 
 # Rows and columns of a part of a picture, in latents.
 Window = tuple[slice, slice]
@@ -27,9 +30,12 @@ class PixelDecoder(Part):
         spec: channels and patch size of the latents.
         entry_points: methods besides `forward` through which others use the decoder's parameters; sharding gathers
             them there.
+        shortcut: a linear path from latents to pixels, or None; optional.
+        last_layer: name of the layer that ends the rest of the network: with zeros there the shortcut paints alone.
     """
 
     spec: LatentSpec
+    last_layer: str
     entry_points: ClassVar[tuple[str, ...]] = ("loss", "loss_and_estimate", "decode", "context", "decode_context")
 
     @abstractmethod
@@ -54,6 +60,37 @@ class PixelDecoder(Part):
             What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, float32 at least.
         """
         return self.loss(latents, images), self.decode(latents, steps=1)
+
+    def linear_start(self, weight: Tensor, bias: Tensor, error: Tensor) -> dict[str, Tensor]:
+        """The parameters and buffers with which one step paints the patches `latents @ weight.T + bias`.
+
+        The task's `start: regression` needs it. A decoder without `shortcut` and `last_layer` may override it.
+
+        Args:
+            weight: (3 p^2, C), for pixels in [0, 1]; within a patch channel slowest, then row, then column.
+            bias: (3 p^2,).
+            error: mean squared error of that map for each pixel value of a patch, (3 p^2,).
+
+        Returns:
+            Values by name in the state dict; what is not named keeps its value.
+
+        Raises:
+            ValueError: if there is no linear path.
+        """
+        self.check_linear_start()
+        shortcut: LinearShortcut = self.get_submodule("shortcut")  # type: ignore[assignment]
+        values = {f"shortcut.{name}": value for name, value in shortcut.solution(weight, bias, error).items()}
+        rest = self.get_submodule(self.last_layer).named_parameters()
+        return values | {f"{self.last_layer}.{name}": weight.new_zeros(p.shape) for name, p in rest}
+
+    def check_linear_start(self) -> None:
+        """Nothing, if there is a linear path.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        if getattr(self, "shortcut", None) is None:
+            raise ValueError(f"{type(self).__name__} has no linear path to start from: set its shortcut to true")
 
     def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """The noise that `decode` draws for `latents` (B, C, h, w) when none is given.

@@ -26,6 +26,8 @@ class ConvDecoder(DirectDecoder):
         depth: residual blocks before each upsampling and after the last.
         groups: groups of the group norms; divides the channels of every stage.
         loss: "l1" or "l2", on pixels mapped to [-1, 1].
+        shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
+            `start: regression` writes its solution there.
 
     Raises:
         ValueError: for a `min_width` above `width`, groups that do not divide the channels of a stage, a depth below
@@ -40,8 +42,9 @@ class ConvDecoder(DirectDecoder):
         depth: int = 2,
         groups: int = 32,
         loss: Literal["l1", "l2"] = "l1",
+        shortcut: bool = False,
     ) -> None:
-        super().__init__(latent, loss)
+        super().__init__(latent, loss, shortcut)
         if not 1 <= min_width <= width:
             raise ValueError(f"ConvDecoder.min_width must lie in [1, width = {width}], got {min_width}")
         if depth < 1:
@@ -57,6 +60,7 @@ class ConvDecoder(DirectDecoder):
         layers += [ResidualBlock(widths[-1], groups) for _ in range(depth)]
         layers += [nn.GroupNorm(groups, widths[-1]), nn.SiLU(), zero_conv(widths[-1], 3)]
         self.layers = nn.Sequential(*layers)
+        self.last_layer = f"layers.{len(layers) - 1}"
 
     def paint(self, latents: Tensor) -> Tensor:
         return self.layers(latents)

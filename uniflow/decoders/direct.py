@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.shortcut import LinearShortcut
 from uniflow.specs import LatentSpec
 
 _DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
@@ -21,17 +22,21 @@ class DirectDecoder(PixelDecoder):
     Args:
         latent: spec of the latents.
         loss: "l1", mean absolute error, or "l2", mean squared error, of pixels mapped to [-1, 1].
+        shortcut: whether to add a linear path from each latent to the pixels of its patch, which starts at zero.
 
     Raises:
         ValueError: for another loss.
     """
 
-    def __init__(self, latent: LatentSpec, loss: Literal["l1", "l2"]) -> None:
+    def __init__(self, latent: LatentSpec, loss: Literal["l1", "l2"], shortcut: bool = False) -> None:
         super().__init__()
         if loss not in _DISTANCES:
             raise ValueError(f"{type(self).__name__}.loss must be one of {', '.join(_DISTANCES)}, got {loss!r}")
         self.spec = latent
         self.distance = loss
+        self.shortcut: LinearShortcut | None = None
+        if shortcut:
+            self.shortcut = LinearShortcut(latent.channels, latent.patch_size, (0.5,) * 3, (0.5,) * 3)
 
     @abstractmethod
     def paint(self, latents: Tensor) -> Tensor:
@@ -59,6 +64,7 @@ class DirectDecoder(PixelDecoder):
         return self._paint(latents) * 0.5 + 0.5
 
     def _paint(self, latents: Tensor) -> Tensor:
-        """`paint` in float32 at least."""
+        """`paint` in float32 at least, and the linear path if there is one."""
         pixels = self.paint(latents)
-        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        return pixels if self.shortcut is None else pixels + self.shortcut.image(latents)

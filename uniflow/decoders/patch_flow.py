@@ -23,6 +23,7 @@ from uniflow.decoders.flow import (
     velocity_to_data,
 )
 from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
+from uniflow.decoders.shortcut import LinearShortcut, join, split
 from uniflow.specs import LatentSpec
 
 
@@ -54,10 +55,15 @@ class PatchFlowDecoder(PixelDecoder):
         pixel_mean: per-channel mean of the target range; the default maps [0, 1] to [-1, 1].
         pixel_std: per-channel standard deviation of the target range.
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+        shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
+            `start: regression` writes its solution there. Of a network that predicts velocities it is the
+            velocity that leads to those pixels, see `LinearShortcut.velocity`.
 
     Raises:
         ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
     """
+
+    last_layer = "head.final_proj"
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class PatchFlowDecoder(PixelDecoder):
         pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
         pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
         learned_grid: tuple[int, int] | None = None,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         shares = {
@@ -105,6 +112,9 @@ class PatchFlowDecoder(PixelDecoder):
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
         self.head = PatchMLP(patch_dim, width, flow_depth)
+        self.shortcut: LinearShortcut | None = None
+        if shortcut:
+            self.shortcut = LinearShortcut(latent.channels, latent.patch_size, pixel_mean, pixel_std)
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`{"flow": mean squared error of the velocity}`, one time and one noise for each patch."""
@@ -135,7 +145,7 @@ class PatchFlowDecoder(PixelDecoder):
         """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least; times (1 - t)^2 on "data".
 
         Args:
-            condition: (..., width).
+            condition: what `condition` gives for each patch, (..., K).
             data: clean patches (..., 3 p^2) in the target range.
             noise: standard normal, shaped as `data`.
             t: times (...) in [0, 1].
@@ -148,7 +158,7 @@ class PatchFlowDecoder(PixelDecoder):
             keep = torch.rand(condition.shape[0], device=condition.device) >= self.condition_dropout
             condition = condition * keep.view(-1, *[1] * (condition.ndim - 1)).to(condition.dtype)
         x_t = interpolate(noise, data, t[..., None])
-        prediction = self.head(condition, x_t, t)
+        prediction = self._predict(condition, x_t, t)
         velocity = self._velocity_of(prediction, x_t, t)
         with torch.autocast(data.device.type, enabled=False):
             dtype = torch.promote_types(velocity.dtype, torch.float32)
@@ -161,12 +171,24 @@ class PatchFlowDecoder(PixelDecoder):
             return F.mse_loss(velocity.to(dtype), velocity_target(noise, data).to(dtype)), patches
 
     def condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        """Latents (B, C, h, w) -> condition (B, h w, width), of all places or of those in a window."""
-        return self.global_stage(latents, window)
+        """Latents (B, C, h, w) -> condition (B, h w, K), of all places or of those in a window.
+
+        K is the width; with a shortcut the latents follow, and K is that many channels more.
+        """
+        tokens = self.global_stage(latents, window)
+        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., width)."""
-        return self._velocity_of(self.head(condition, x_t, t), x_t, t)
+        """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., K)."""
+        return self._velocity_of(self._predict(condition, x_t, t), x_t, t)
+
+    def _predict(self, condition: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The velocity or the clean patch, as `prediction` says."""
+        if self.shortcut is None:
+            return self.head(condition, x_t, t)
+        tokens, latents = split(self.shortcut, condition)
+        straight = self.shortcut(latents) if self.prediction == "data" else self.shortcut.velocity(latents, x_t, t)
+        return straight + self.head(tokens, x_t, t)
 
     def _velocity_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "velocity":

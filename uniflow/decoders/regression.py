@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uniflow.decoders.base import PixelDecoder, Window, cut
 from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
+from uniflow.decoders.shortcut import LinearShortcut, join, split
 from uniflow.specs import LatentSpec
 
 
@@ -25,7 +26,11 @@ class RegressionDecoder(PixelDecoder):
         num_heads: attention heads of the global blocks.
         head_depth: AdaLN residual blocks of the patch MLP.
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+        shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
+            `start: regression` writes its solution there.
     """
+
+    last_layer = "head.final_proj"
 
     def __init__(
         self,
@@ -35,11 +40,15 @@ class RegressionDecoder(PixelDecoder):
         num_heads: int = 16,
         head_depth: int = 12,
         learned_grid: tuple[int, int] | None = None,
+        shortcut: bool = False,
     ) -> None:
         super().__init__()
         self.spec = latent
         self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
         self.head = PatchMLP(3 * latent.patch_size**2, width, head_depth, flow=False)
+        self.shortcut: LinearShortcut | None = None
+        if shortcut:
+            self.shortcut = LinearShortcut(latent.channels, latent.patch_size, (0.5,) * 3, (0.5,) * 3)
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`{"regression": mean squared error}` on pixels mapped to [-1, 1], so of the flow loss's scale."""
@@ -47,7 +56,7 @@ class RegressionDecoder(PixelDecoder):
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """`loss`, and the pictures that it judged."""
-        patches = self._patches(self.global_stage(latents))
+        patches = self._patches(self._condition(latents))
         with torch.autocast(images.device.type, enabled=False):
             target = patchify(images * 2 - 1, self.spec.patch_size)
             loss = F.mse_loss(patches, target.to(patches.dtype))
@@ -64,8 +73,7 @@ class RegressionDecoder(PixelDecoder):
         return self.decode_context(self.context(latents))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        tokens = self.global_stage(latents, window)
-        return rearrange(tokens, "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
+        return rearrange(self._condition(latents, window), "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
 
     def decode_context(
         self,
@@ -77,10 +85,16 @@ class RegressionDecoder(PixelDecoder):
     ) -> Tensor:
         return self._paint(self._patches(rearrange(context, "b c h w -> b (h w) c")), context)
 
+    def _condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        tokens = self.global_stage(latents, window)
+        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+
     def _patches(self, condition: Tensor) -> Tensor:
         """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""
-        patches = self.head(condition)
-        return patches.to(torch.promote_types(patches.dtype, torch.float32))
+        tokens, latents = split(self.shortcut, condition)
+        patches = self.head(tokens)
+        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        return patches if self.shortcut is None else patches + self.shortcut(latents)
 
     def _paint(self, patches: Tensor, latents: Tensor) -> Tensor:
         """Patches as images (B, 3, H, W), nominally in [0, 1]."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uniflow.decoders.base import Window, cut
 from uniflow.decoders.direct import DirectDecoder
 from uniflow.decoders.layers import PositionEmbedding, unpatchify, zero_linear
+from uniflow.decoders.shortcut import join, split
 from uniflow.init import preserve_variance_
 from uniflow.specs import LatentSpec
 
@@ -30,10 +31,14 @@ class ViTDecoder(DirectDecoder):
         num_heads: attention heads; divides `width`.
         loss: "l1" (the paper) or "l2", on pixels mapped to [-1, 1].
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
+        shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
+            `start: regression` writes its solution there.
 
     Raises:
         ValueError: for a width that the heads do not divide or that is no multiple of 4, or another loss.
     """
+
+    last_layer = "head"
 
     def __init__(
         self,
@@ -43,8 +48,9 @@ class ViTDecoder(DirectDecoder):
         num_heads: int = 12,
         loss: Literal["l1", "l2"] = "l1",
         learned_grid: tuple[int, int] | None = None,
+        shortcut: bool = False,
     ) -> None:
-        super().__init__(latent, loss)
+        super().__init__(latent, loss, shortcut)
         if width % 4 or width % num_heads:
             raise ValueError(f"ViTDecoder.width must be divisible by 4 and by its num_heads {num_heads}, got {width}")
         self.up = nn.Linear(latent.channels, width)
@@ -57,13 +63,12 @@ class ViTDecoder(DirectDecoder):
         self.head = zero_linear(width, 3 * latent.patch_size**2)
 
     def paint(self, latents: Tensor) -> Tensor:
-        return self._pixels(self.context(latents))
+        return self._pixels(self._tokens(latents), (latents.shape[-2], latents.shape[-1]))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        grid = (latents.shape[-2], latents.shape[-1])
         seen = cut(latents, window)
-        tokens = self.position(self.up(rearrange(seen, "b c h w -> b (h w) c")), grid, window)
-        return rearrange(self.norm(self.blocks(tokens)), "b (h w) c -> b c h w", h=seen.shape[-2])
+        joined = join(self.shortcut, self._tokens(latents, window), rearrange(seen, "b c h w -> b (h w) c"))
+        return rearrange(joined, "b (h w) c -> b c h w", h=seen.shape[-2])
 
     def decode_context(
         self,
@@ -73,9 +78,19 @@ class ViTDecoder(DirectDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        pixels = self._pixels(context)
-        return pixels.to(torch.promote_types(pixels.dtype, torch.float32)) * 0.5 + 0.5
+        grid = (context.shape[-2], context.shape[-1])
+        tokens, latents = split(self.shortcut, rearrange(context, "b c h w -> b (h w) c"))
+        pixels = self._pixels(tokens, grid)
+        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        if self.shortcut is not None:
+            pixels = pixels + unpatchify(self.shortcut(latents), self.spec.patch_size, grid)
+        return pixels * 0.5 + 0.5
 
-    def _pixels(self, context: Tensor) -> Tensor:
-        patches = self.head(rearrange(context, "b c h w -> b (h w) c"))
-        return unpatchify(patches, self.spec.patch_size, (context.shape[-2], context.shape[-1]))
+    def _tokens(self, latents: Tensor, window: Window | None = None) -> Tensor:
+        """What the last layer reads, (B, h w, width)."""
+        grid, seen = (latents.shape[-2], latents.shape[-1]), cut(latents, window)
+        tokens = self.position(self.up(rearrange(seen, "b c h w -> b (h w) c")), grid, window)
+        return self.norm(self.blocks(tokens))
+
+    def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return unpatchify(self.head(tokens), self.spec.patch_size, grid)

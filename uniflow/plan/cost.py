@@ -52,7 +52,7 @@ def parts_of(fake: FakeTask, size: tuple[int, int]) -> list[Part]:
         images = torch.empty(1, 3, *size, dtype=torch.uint8)
         pixels = to_unit_range(images)
         student, encoder = _counted(lambda: task.tokenizer.encoder(images))
-        (latents, _), bottleneck = _counted(lambda: task.tokenizer.bottleneck(student.feature_map()))
+        (latents, _), bottleneck = _counted(lambda: task.tokenizer.bottleneck(student))
         _, decoder = _counted(lambda: task.tokenizer.decoder.loss(latents, pixels))
         judged = _counted(lambda: [loss(pixels, pixels) for loss in task.pixel_losses])[1]
     distilled = task.encoder_is_trained and task.distillation_weight(1.0) > 0

@@ -6,6 +6,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,18 @@ class Task(LightningModule):
         # Randomness is a function of (seed, batch, rank), so a resumed run draws what the uninterrupted one drew.
         total = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(step_seed(total, self.global_rank))
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is as before."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
 
 
 def step_seed(*position: int) -> int:

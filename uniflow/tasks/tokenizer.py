@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -30,8 +30,10 @@ from uniflow.evaluate import decodings, judge_batch
 from uniflow.metrics import Evaluation, Protocol, fingerprint, image_digests
 from uniflow.sharding.shard import is_sharded
 from uniflow.specs import EncoderSpec, LatentSpec
+from uniflow.start import Regression
 from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
+from uniflow.tasks.start import prepare
 from uniflow.tokenizer import Tokenizer
 
 EncoderFactory = Callable[[], VisionEncoder]
@@ -49,7 +51,7 @@ class TokenizerTask(Task):
 
     Args:
         encoder: makes the pretrained encoder; the student starts as this, the teacher is a frozen copy.
-        bottleneck: last hidden state -> latents.
+        bottleneck: hidden states -> latents.
         decoder: latents -> pixels.
         weighting: how much each layer's distance counts.
         distillation_weight: lambda_d, a number or a schedule; while it is 0 the teacher is not run in training.
@@ -64,6 +66,9 @@ class TokenizerTask(Task):
         lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
         activation_checkpointing: see `Task`.
         compile_blocks: see `Task`.
+        start: "random" weights of bottleneck and decoder, or "regression", the best linear tokenizer in closed form,
+            with the defaults of `uniflow.start.Regression`, or that class with other settings. Bottleneck and decoder
+            need `shortcut: true` for it. Not repeated when a run is resumed.
     """
 
     tokenizer: Tokenizer
@@ -86,6 +91,7 @@ class TokenizerTask(Task):
         protocol: Protocol | None = None,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        start: Literal["random", "regression"] | Regression = "random",
     ) -> None:
         super().__init__(optimizer, lr_schedule, activation_checkpointing, compile_blocks)
         if not eval_steps or min(eval_steps) < 1:
@@ -98,6 +104,9 @@ class TokenizerTask(Task):
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.eval_steps = tuple(eval_steps)
         self.pixel_losses = nn.ModuleList(pixel_losses or [])
+        if start not in ("random", "regression") and not isinstance(start, Regression):
+            raise ValueError(f"start must be random, regression or a uniflow.start.Regression, got {start!r}")
+        self.start = Regression() if start == "regression" else None if start == "random" else start
         self.protocol = protocol or Protocol()
         self.evaluation = Evaluation(self.protocol)
         self.evaluation_settings: dict[str, Any] = {}
@@ -120,6 +129,11 @@ class TokenizerTask(Task):
         if isinstance(plugin, MixedPrecision) and not is_sharded(self):
             self.train_in_low_precision(torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16)
 
+    def on_train_start(self) -> None:
+        # Not on_fit_start: with sharding it comes before a checkpoint is restored.
+        if self.global_step == 0 and not self.trainer.ckpt_path:
+            prepare(self, self.start)
+
     def train_in_low_precision(self, dtype: torch.dtype) -> None:
         """Prepare for training under autocast to `dtype`: the teacher's weights are stored as autocast rounds them, and
         on CPUs attention in bfloat16 is written out, which is faster there."""
@@ -140,7 +154,7 @@ class TokenizerTask(Task):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
         student = self.tokenizer.encoder(images)
-        latents, losses = self.tokenizer.bottleneck(student.feature_map())
+        latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
         painted, on_pixels = self.decoder_losses(latents, to_unit_range(images))
         terms |= {name: self.reconstruction_weight * loss for name, loss in painted.items()} | on_pixels
@@ -223,7 +237,7 @@ class TokenizerTask(Task):
         """Judge one batch; what the networks gave goes on to callbacks."""
         images = batch["image"]
         student, teacher = self.tokenizer.encoder(images), self.teacher(images)
-        latents, _ = self.tokenizer.bottleneck(student.feature_map())
+        latents, _ = self.tokenizer.bottleneck(student)
         judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
         prefix = self.distill_prefix_tokens
         cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))

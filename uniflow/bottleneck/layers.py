@@ -1,0 +1,118 @@
+"""Which hidden states a bottleneck reads, and how they become one feature map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uniflow.specs import EncoderOutput, EncoderSpec
+
+Layers = Literal["last", "all"] | int | list[int]
+Fuse = Literal["sum", "concat", "learned"]
+Normalize = Literal["layer", "token"]
+
+
+class LayerFusion(nn.Module):
+    """Hidden states of chosen layers, each normalised, as one feature map.
+
+    The last layer alone has lost much of the image's detail, which earlier layers hold: RAEv2 (arXiv 2605.18324) sums
+    the last K layers. "last" is the paper's reading (arXiv 2510.10575): that one layer, not normalised.
+
+    Args:
+        encoder: spec of the encoder in front.
+        layers: "last", "all", a number K for the last K layers, or a list of indices (0 = first, -1 = last).
+        fuse: "concat", the layers' channels side by side; "sum", their sum over the square root of their number; or
+            "learned", that sum with a trained weight for each layer, all 1 at first.
+        normalize: "layer" takes a mean from each channel and divides the layer by one number, which are measured
+            before training (`calibrate`; 0 and 1 until then); "token" brings every token to mean 0 and variance 1,
+            which loses its contrast.
+
+    Raises:
+        ValueError: if there is no such layer, one is named twice, or the choice is empty.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, encoder: EncoderSpec, layers: Layers = "last", fuse: Fuse = "concat", normalize: Normalize = "layer"
+    ) -> None:
+        super().__init__()
+        if fuse not in ("sum", "concat", "learned"):
+            raise ValueError(f"fuse must be sum, concat or learned, got {fuse!r}")
+        if normalize not in ("layer", "token"):
+            raise ValueError(f"normalize must be layer or token, got {normalize!r}")
+        self.indices = layer_indices(layers, encoder.num_layers)
+        self.fuse = fuse
+        self.normalize: Normalize | None = None if layers == "last" else normalize
+        count = len(self.indices)
+        self.channels = encoder.embed_dim * (count if fuse == "concat" else 1)
+        self.weights = nn.Parameter(torch.ones(count)) if fuse == "learned" else None
+        if self.normalize == "layer":
+            self.register_buffer("mean", torch.zeros(count, encoder.embed_dim))
+            self.register_buffer("scale", torch.ones(count))
+
+    def calibrate(self, means: Tensor, stds: Tensor) -> None:
+        """Take what hidden states look like on training images.
+
+        Args:
+            means: of each channel of all L layers, (L, D).
+            stds: standard deviation of each layer's values around those means, (L,).
+        """
+        chosen = list(self.indices)
+        self.mean.copy_(means[chosen])
+        self.scale.copy_(1 / stds[chosen].clamp_min(1e-6))
+
+    def forward(self, output: EncoderOutput) -> Tensor:
+        """The feature map (B, h, w, channels), channels last."""
+        states = [self._normalized(output.hidden_states[index], place) for place, index in enumerate(self.indices)]
+        if self.weights is not None:
+            states = [state * weight for state, weight in zip(states, self.weights, strict=True)]
+        if len(states) == 1:
+            fused = states[0]
+        elif self.fuse == "concat":
+            fused = torch.cat(states, dim=-1)
+        else:
+            fused = torch.stack(states).sum(dim=0) / len(states) ** 0.5
+        return fused.unflatten(1, output.grid)
+
+    def _normalized(self, tokens: Tensor, place: int) -> Tensor:
+        if self.normalize is None:
+            return tokens
+        if self.normalize == "token":
+            return normalize_tokens(tokens)
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        return ((tokens.to(dtype) - self.mean[place]) * self.scale[place]).to(tokens.dtype)
+
+
+def normalize_tokens(tokens: Tensor) -> Tensor:
+    """A layer norm without parameters over the channels of tokens (..., D), computed in float32 at least."""
+    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    return F.layer_norm(exact, exact.shape[-1:]).to(tokens.dtype)
+
+
+def layer_indices(layers: Layers, depth: int) -> tuple[int, ...]:
+    """The layers, 0 to depth - 1, that `layers` names in an encoder of `depth` layers; see `LayerFusion`.
+
+    Raises:
+        ValueError: if there is no such layer, one is named twice, or the choice is empty.
+    """
+    if layers == "last":
+        return (depth - 1,)
+    if layers == "all":
+        return tuple(range(depth))
+    if isinstance(layers, int) and not isinstance(layers, bool) and 1 <= layers <= depth:
+        return tuple(range(depth - layers, depth))
+    listed = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else []
+    if listed and all(isinstance(i, int) and not isinstance(i, bool) and -depth <= i < depth for i in listed):
+        indices = tuple(i % depth for i in listed)
+        if len(set(indices)) == len(indices):
+            return indices
+    raise ValueError(
+        f"layers must be last, all, a number of last layers from 1 to {depth}, or a list of different indices from "
+        f"{-depth} to {depth - 1} (0 is the first layer, -1 the last), got {layers!r}"
+    )

@@ -1,0 +1,27 @@
+"""The first images of a loader, whatever its batches are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+class FirstImages:
+    """Batches of the first `count` images, "image" of the last one cut to fit; None is all of them."""
+
+    def __init__(self, batches: Iterable[Any], count: int | None) -> None:
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[Any]:
+        left = self.count
+        for batch in self.batches if left != 0 else ():
+            yield batch if left is None else {**batch, "image": batch["image"][:left]}
+            if left is not None:
+                left -= min(left, len(batch["image"]))
+                if left == 0:
+                    return
+
+
+def rank_share(count: int | None, rank: int, world_size: int) -> int | None:
+    """How many of the first `count` images the process `rank` has, where images are dealt out one by one."""
+    return None if count is None else len(range(rank, count, world_size))

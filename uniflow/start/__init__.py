@@ -1,0 +1,8 @@
+"""Starting a tokenizer from the solution of a linear regression instead of from random weights."""
+
+from uniflow.start.calibration import calibrate
+from uniflow.start.moments import SecondMoments
+from uniflow.start.regression import Regression
+from uniflow.start.solution import LinearTokenizer, solve
+
+__all__ = ["LinearTokenizer", "Regression", "SecondMoments", "calibrate", "solve"]

@@ -1,0 +1,47 @@
+"""What hidden states look like on training images: the numbers that layers are normalised by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from uniflow.tokenizer import Tokenizer
+
+
+@torch.no_grad()
+def calibrate(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> None:
+    """Measure mean and size of every hidden state, over all processes, and give them to the bottleneck.
+
+    Every process has to call it, with as many batches of its own.
+
+    Args:
+        tokenizer: in evaluation mode, on its device.
+        batches: images (B, 3, H, W), uint8 or float in [0, 1], on that device, of sides that the patch divides.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    spec = tokenizer.encoder.spec
+    device = next(tokenizer.parameters()).device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    # For every layer and channel: sum, sum of squares; the last entry counts tokens.
+    sums = torch.zeros(2, spec.num_layers, spec.embed_dim, device=device, dtype=dtype)
+    count = torch.zeros((), device=device, dtype=dtype)
+    for images in batches:
+        for layer, state in enumerate(tokenizer.encoder(images).hidden_states):
+            rows = state.flatten(0, 1).to(dtype)
+            sums[:, layer] += torch.stack([rows.sum(0), rows.square().sum(0)])
+        count += len(rows)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+        torch.distributed.all_reduce(count)
+    if not count:
+        raise ValueError("there is nothing to calibrate on: the training data gave no image")
+    means, squares = sums / count
+    tokenizer.bottleneck.calibrate(means, _std(means, squares))
+
+
+def _std(means: Tensor, squares: Tensor) -> Tensor:
+    return (squares - means.square()).mean(dim=1).clamp_min(0).sqrt()
