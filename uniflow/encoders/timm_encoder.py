@@ -34,8 +34,9 @@ class TimmEncoder(VisionEncoder):
         tune: what is trained: `full`, `frozen`, a number k for the last k blocks only, or `lora` for low-rank adapters
             in all blocks, which are merged into the weights when the tokenizer is saved.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
-        pos_embed_antialias: antialias when the position embedding is resampled to a smaller grid. Null is what the
-            reference of the model's family does; for a model of no family what timm does, true.
+        pos_embed_antialias: antialias when the position embedding is resampled (to a larger grid it is then another
+            cubic kernel, a = -0.5 instead of -0.75). Null is what the reference of the model's family does; for a model
+            of no family what timm does, true.
         activation: activation function of the blocks' MLPs; `timm` is that of timm's model, `gelu_tanh` the tanh
             approximation of GELU. Null is what the reference of the model's family has; for a model of no family that
             of timm's.
