@@ -1,6 +1,7 @@
 """Tiny vision towers of transformers, alone and inside other models."""
 
 import copy
+import re
 from typing import Any
 
 import torch
@@ -102,3 +103,55 @@ def build(name: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     model = cls(whole).eval()
     fill(model)
     return model, model.get_submodule(path)
+
+
+# transformers' names -> timm's, in this order.
+RENAMES = {
+    r"^embeddings\.(class_embedding|cls_token)$": "cls_token",
+    r"^embeddings\.register_tokens$": "reg_token",
+    r"^embeddings\.position_embeddings?(\.weight)?$": "pos_embed",
+    r"^embeddings\.patch_embeddings?(\.projection)?\.": "patch_embed.proj.",
+    r"^pre_layrnorm\.": "norm_pre.",
+    r"^(encoder|model)\.layers?\.": "blocks.",
+    r"\.(layer_norm1|layernorm_before)\.": ".norm1.",
+    r"\.(layer_norm2|layernorm_after)\.": ".norm2.",
+    r"\.(self_attn|attention)\.": ".attn.",
+    r"\.attn\.(out_proj|o_proj|projection_layer)\.": ".attn.proj.",
+    r"\.layer_scale(\d)\.lambda1$": r".ls\1.gamma",
+    r"\.lambda_(\d)$": r".ls\1.gamma",
+    r"\.mlp\.up_proj\.": ".mlp.fc1.",
+    r"\.mlp\.down_proj\.": ".mlp.fc2.",
+}
+
+
+def to_timm(state: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A tower's tensors in the key format of a timm ViT."""
+    renamed = {}
+    for key, value in state.items():
+        for theirs, ours in RENAMES.items():
+            key = re.sub(theirs, ours, key)
+        renamed[key] = value
+    if "blocks.0.mlp.fc1_g.weight" in model.state_dict():  # SwiGLU in two matrices
+        renamed = {key.replace("mlp.fc1.", "mlp.fc1_x."): value for key, value in renamed.items()}
+        renamed = {key.replace("mlp.gate_proj.", "mlp.fc1_g."): value for key, value in renamed.items()}
+    elif "blocks.0.mlp.gate_proj.weight" in renamed:  # one matrix, the gate in front
+        renamed = {key.replace("mlp.fc1.", "mlp.value."): value for key, value in renamed.items()}
+        fuse(renamed, ("mlp.gate_proj", "mlp.value"), "mlp.fc1")
+    fuse(renamed, ("attn.q_proj", "attn.k_proj", "attn.v_proj"), "attn.qkv")
+    for key in ("cls_token", "reg_token", "pos_embed"):
+        if key in renamed:
+            renamed[key] = renamed[key].reshape(1, -1, renamed[key].shape[-1])
+    if getattr(model, "no_embed_class", False) and "pos_embed" in renamed and "cls_token" in renamed:
+        renamed["cls_token"] = renamed["cls_token"] + renamed["pos_embed"][:, :1]
+        renamed["pos_embed"] = renamed["pos_embed"][:, 1:]
+    if "blocks.0.gamma_1" in model.state_dict():
+        renamed = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in renamed.items()}
+    return renamed
+
+
+def fuse(state: dict[str, torch.Tensor], parts: tuple[str, ...], whole: str) -> None:
+    for block in ("blocks.0.", "blocks.1."):
+        for kind in ("weight", "bias"):
+            tensors = [state.pop(f"{block}{part}.{kind}", None) for part in parts]
+            if all(tensor is not None for tensor in tensors):
+                state[f"{block}{whole}.{kind}"] = torch.cat(tensors)

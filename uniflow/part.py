@@ -16,7 +16,7 @@ import typing
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -33,6 +33,8 @@ class Part(nn.Module, ABC):
     """
 
     init_args: dict[str, Any]
+    # Arguments whose default has changed, or that are new: what a saved config that does not name them was made with.
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         self = super().__new__(cls)
@@ -58,6 +60,14 @@ class Part(nn.Module, ABC):
         for name, parameter in inspect.signature(base.__init__).parameters.items():
             if parameter.default is not inspect.Parameter.empty and name not in own:
                 self.init_args.setdefault(name, parameter.default)
+
+    def record_resolved(self, **values: Any) -> None:
+        """Record what arguments that may be null stand for, so that what is saved does not change when a default does.
+
+        Values that this class's constructor does not take as arguments are passed over.
+        """
+        taken = constructor_arguments(type(self))
+        self.init_args |= {name: value for name, value in values.items() if name in taken}
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -142,7 +152,8 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
     """Build the part that `config` describes.
 
     Args:
-        config: `{"class_path": ..., "init_args": {...}}` as made by `part_config`.
+        config: `{"class_path": ..., "init_args": {...}}` as made by `part_config`. Arguments that it lacks, as configs
+            saved by earlier versions do, get the values of the class's `earlier_defaults`, and else their defaults.
         base: the class that the part has to be a subclass of.
         *spec: the spec of the part before it, if the constructor takes one.
         **overrides: arguments that replace those of `config`.
@@ -155,12 +166,13 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
     path = config["class_path"]
     if not isinstance(given, Mapping):
         raise ValueError(f"the init_args of {path} must be a JSON object, not {type(given).__name__}")
-    arguments = {**given, **overrides}
+    known = constructor_arguments(cls)
+    arguments = {**{name: value for name, value in cls.earlier_defaults.items() if name in known}, **given, **overrides}
     try:
         inspect.signature(cls.__init__).bind(None, *spec, **arguments)
     except TypeError as error:
         raise ValueError(f"{path} does not take the arguments {sorted(arguments)}: {error}") from error
-    _check_types(cls, arguments, path)
+    _check_types(known, arguments, path)
     try:
         return cls(*spec, **arguments)
     except (ValueError, OSError, ImportError):
@@ -174,9 +186,8 @@ def one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), 400, placeholder=" ...") or type(error).__name__
 
 
-def _check_types(cls: type[Part], arguments: Mapping[str, Any], path: str) -> None:
+def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: Mapping[str, Any], path: str) -> None:
     """Refuse values of a wrong type, which constructors leave to the command line's parser and use only later."""
-    known = constructor_arguments(cls)
     for name, value in arguments.items():
         parameter, hint = known.get(name, (None, Any))
         if not _fits(value, hint) and not (parameter is not None and value == parameter.default):

@@ -184,7 +184,7 @@ def test_shards_are_read(tmp_path):
 
 def _antialiased():
     tokenizer = built()
-    encoder = InternViT(weights=None, depth=1, embed_dim=32, num_heads=2, image_size=28)
+    encoder = InternViT(weights=None, pos_embed_antialias=True, depth=1, embed_dim=32, num_heads=2, image_size=28)
     return Tokenizer(encoder, tokenizer.bottleneck, tokenizer.decoder)
 
 

@@ -1,4 +1,6 @@
-"""The encoder families: short names of timm weights. The tag behind the dot of a timm name says which weights."""
+"""The encoder families: short names of timm weights, with the defaults of the family's reference, its class in
+transformers. The tag behind the dot of a timm name says which weights.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +101,8 @@ DINOV3_NAMES: dict[DINOv3Variant, str] = {
 class CLIP(TimmEncoder):
     """CLIP image towers (OpenAI, arXiv 2103.00020; Apple's DFN, arXiv 2309.17425; LAION's OpenCLIP); one class token.
 
+    As `CLIPVisionModel` of transformers: position embeddings are resampled without antialiasing.
+
     Args:
         variant: size, patch and, where it is not 224, image size; then who trained it.
         **timm: the arguments of `TimmEncoder` but `name`.
@@ -108,9 +112,16 @@ class CLIP(TimmEncoder):
         super().__init__(_timm_name("CLIP", variant, CLIP_NAMES), **timm)
         self.record_defaults(TimmEncoder)
 
+    @classmethod
+    def reference_defaults(cls, name: str) -> dict[str, Any]:
+        return {"pos_embed_antialias": False}
+
 
 class SigLIP(TimmEncoder):
     """SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786) image towers; no class token.
+
+    As `SiglipVisionModel` of transformers: the tanh approximation of GELU, which timm has in some of these towers only,
+    and position embeddings resampled without antialiasing.
 
     Args:
         variant: version, size, patch and image size.
@@ -121,9 +132,16 @@ class SigLIP(TimmEncoder):
         super().__init__(_timm_name("SigLIP", variant, SIGLIP_NAMES), **timm)
         self.record_defaults(TimmEncoder)
 
+    @classmethod
+    def reference_defaults(cls, name: str) -> dict[str, Any]:
+        return {"pos_embed_antialias": False, "activation": "gelu_tanh"}
+
 
 class DINOv2(TimmEncoder):
     """DINOv2 (arXiv 2304.07193): a class token, and with `_reg4` four registers (arXiv 2309.16588).
+
+    As `Dinov2Model` and `Dinov2WithRegistersModel` of transformers: position embeddings are resampled without
+    antialiasing, and with registers with it.
 
     Args:
         variant: size and patch.
@@ -134,9 +152,15 @@ class DINOv2(TimmEncoder):
         super().__init__(_timm_name("DINOv2", variant, DINOV2_NAMES), **timm)
         self.record_defaults(TimmEncoder)
 
+    @classmethod
+    def reference_defaults(cls, name: str) -> dict[str, Any]:
+        return {"pos_embed_antialias": "_reg4_" in name}
+
 
 class InternViT(TimmEncoder):
     """InternViT-300M-448px (arXiv 2404.16821, 2412.05271): a class token, and no norm behind the last block.
+
+    As `InternVLVisionModel` of transformers: position embeddings are resampled without antialiasing.
 
     Args:
         variant: the first release, distilled from InternViT-6B, or version 2.5.
@@ -147,9 +171,15 @@ class InternViT(TimmEncoder):
         super().__init__(_timm_name("InternViT", variant, INTERNVIT_NAMES), **timm)
         self.record_defaults(TimmEncoder)
 
+    @classmethod
+    def reference_defaults(cls, name: str) -> dict[str, Any]:
+        return {"pos_embed_antialias": False}
+
 
 class DINOv3(TimmEncoder):
     """DINOv3 (arXiv 2508.10104): rotary position embedding, a class token and four registers.
+
+    As `DINOv3ViTModel` of transformers: positions are computed for every grid, and nothing is resampled.
 
     Args:
         variant: size and patch; `_sat` for the weights trained on satellite images.

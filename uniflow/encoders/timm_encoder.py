@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import timm
 import torch
@@ -17,6 +17,8 @@ from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_traina
 from uniflow.encoders.loading import load_timm_state, read_weights
 from uniflow.encoders.lora import lora_arguments
 from uniflow.specs import EncoderSpec
+
+Activation = Literal["timm", "gelu", "gelu_tanh", "quick_gelu"]
 
 
 class TimmEncoder(VisionEncoder):
@@ -32,7 +34,12 @@ class TimmEncoder(VisionEncoder):
         tune: what is trained: `full`, `frozen`, a number k for the last k blocks only, or `lora` for low-rank adapters
             in all blocks, which are merged into the weights when the tokenizer is saved.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
-        pos_embed_antialias: antialias when the position embedding is resampled to a smaller grid, as timm does.
+        pos_embed_antialias: antialias when the position embedding is resampled (to a larger grid it is then another
+            cubic kernel, a = -0.5 instead of -0.75). Null is what the reference of the model's family does; for a model
+            of no family what timm does, true.
+        activation: activation function of the blocks' MLPs; `timm` is that of timm's model, `gelu_tanh` the tanh
+            approximation of GELU. Null is what the reference of the model's family has; for a model of no family that
+            of timm's.
         depth: number of blocks in place of the variant's; like the next five only with weights null or a file.
         embed_dim: channels in place of the variant's.
         num_heads: attention heads in place of the variant's.
@@ -51,6 +58,7 @@ class TimmEncoder(VisionEncoder):
 
     # Further arguments of `timm.create_model`, for a subclass with modules of its own.
     timm_arguments: ClassVar[dict[str, Any]] = {}
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {"pos_embed_antialias": True, "activation": "timm"}
 
     def __init__(
         self,
@@ -58,7 +66,8 @@ class TimmEncoder(VisionEncoder):
         weights: str | None = "pretrained",
         tune: Tune = "full",
         gradient_checkpointing: bool = False,
-        pos_embed_antialias: bool = True,
+        pos_embed_antialias: bool | None = None,
+        activation: Activation | None = None,
         depth: int | None = None,
         embed_dim: int | None = None,
         num_heads: int | None = None,
@@ -71,7 +80,11 @@ class TimmEncoder(VisionEncoder):
     ) -> None:
         super().__init__()
         lora = lora_arguments(tune, lora_rank, lora_alpha, lora_targets)
-        self.init_args |= lora  # as they are today, should a default change
+        reference = self.reference_defaults(name)
+        antialias = reference.get("pos_embed_antialias", True) if pos_embed_antialias is None else pos_embed_antialias
+        activation = reference.get("activation", "timm") if activation is None else activation
+        # As they are today, should a default change.
+        self.record_resolved(pos_embed_antialias=antialias, activation=activation, **lora)
         given = {
             "depth": depth,
             "embed_dim": embed_dim,
@@ -88,16 +101,21 @@ class TimmEncoder(VisionEncoder):
             )
         _check_name(name)
         state = read_weights(name, weights)  # before the model: missing weights show sooner than a large ViT is built
-        self.model = _create_vit(name, sizes, self.timm_arguments)
+        self.model = _create_vit(name, sizes, _activation(activation) | self.timm_arguments)
         self.spec = _spec(self.model, image_size)
-        if not pos_embed_antialias:
+        if not antialias:
             _switch_off_antialiasing(self.model, name)
         if state is not None:
-            load_timm_state(self.model, state, repr(str(weights)), pos_embed_antialias)
+            load_timm_state(self.model, state, repr(str(weights)), antialias)
         if lora:
             _call_linear_layers(self.model)
         set_trainable(self.model, self.blocks, tune, **lora)
         self.set_gradient_checkpointing(gradient_checkpointing)
+
+    @classmethod
+    def reference_defaults(cls, name: str) -> dict[str, Any]:
+        """What null stands for in the family of timm's model `name`, by argument, where it is not as timm does."""
+        return {}
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -129,6 +147,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"timm has no model {name!r}; near names: {', '.join(near) or 'none'}")
 
 
+def _activation(activation: str) -> dict[str, Any]:
+    """timm's argument for it; none where timm's model decides."""
+    if activation not in get_args(Activation):
+        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))} or null, not {activation!r}")
+    return {} if activation == "timm" else {"act_layer": activation}
+
+
 def _create_vit(name: str, sizes: Mapping[str, float], further: dict[str, Any]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
     for key, value in sizes.items():
@@ -142,7 +167,8 @@ def _create_vit(name: str, sizes: Mapping[str, float], further: dict[str, Any]) 
         model.prune_intermediate_layers(len(model.blocks), prune_norm=True, prune_head=True)
     except (TypeError, AttributeError, AssertionError, RuntimeError) as error:
         what = f" of size {sizes}" if sizes else ""
-        raise ValueError(f"timm's {name!r} cannot be built as a ViT encoder{what}: {error}") from error
+        reason = str(error).replace("act_layer", "activation")
+        raise ValueError(f"timm's {name!r} cannot be built as a ViT encoder{what}: {reason}") from error
     if model.patch_embed.patch_size[0] != model.patch_embed.patch_size[1]:
         raise ValueError(f"{name!r} has patches that are not square: {model.patch_embed.patch_size}")
     return model
