@@ -61,5 +61,7 @@ def test_the_table_of_settings_has_their_defaults():
     stated = {}
     for names, values in rows:
         stated |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=True))
-    expected = {name: str(p.default).lower() for name, p in parameters.items() if name not in ("encoder", "merge", "reads")}
+    expected = {
+        name: str(p.default).lower() for name, p in parameters.items() if name not in ("encoder", "merge", "reads")
+    }
     assert stated == expected

@@ -61,10 +61,12 @@ def solve(
             _weight(feature_share, variance[pixels:]).expand(len(variance) - pixels),
         ]
     )
-    damped = covariance.clone()
-    # In proportion to each input, so that the units of a layer do not matter; the floor is for constant inputs.
-    damped.diagonal().mul_(1 + ridge).add_(1e-12 * covariance.diagonal().mean() + torch.finfo(torch.float64).tiny)
-    full = torch.linalg.solve(damped, cross * weights)
+    # In units of each input's own deviation, so that the size of a layer does not matter; constant inputs have none.
+    spread = covariance.diagonal()
+    unit = torch.where(spread > 1e-12 * moments.input_mean.square(), spread.rsqrt(), 0)
+    correlation = covariance * unit[:, None] * unit
+    correlation.diagonal().fill_(1 + ridge + 1e-12)
+    full = unit[:, None] * torch.linalg.solve(correlation, unit[:, None] * cross * weights)
     _, vectors = torch.linalg.eigh(full.T @ covariance @ full)
     directions = full @ vectors[:, -channels:].flip(1)
     # Latents of mean 0 and one common size: what follows them is made for that.

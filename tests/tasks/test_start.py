@@ -1,0 +1,184 @@
+"""Before the first step of training: layers are measured, and a regression's solution is written, once."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from parallel import ForkedFSDP2, needs_sharding
+from tiny import ENCODER, FLOW, REGRESSION, fit, same, tiny_scenes, tiny_task
+
+from uniflow.bottleneck import FSQBottleneck, KLBottleneck, MLPBottleneck
+from uniflow.callbacks import EMA
+from uniflow.decoders import ConvDecoder, PatchFlowDecoder, ViTDecoder
+from uniflow.start import Regression
+
+NECK = partial(MLPBottleneck, channels=8, layers="all", shortcut=True)
+DECODERS = {
+    "flow": partial(FLOW, shortcut=True),
+    "velocity": partial(PatchFlowDecoder, width=192, num_heads=2, global_depth=1, flow_depth=1, shortcut=True),
+    "regression": partial(REGRESSION, shortcut=True),
+    "vit": partial(ViTDecoder, width=32, depth=1, num_heads=2, shortcut=True),
+    "conv": partial(ConvDecoder, width=32, min_width=8, depth=1, groups=4, shortcut=True),
+}
+
+
+def start(tmp_path, *, steps=1, callbacks=(), data=None, logger=False, strategy=None, devices=1, resume=None, **kwargs):
+    """The task after `steps` of training that change nothing, unless the optimizer is given."""
+    defaults = {
+        "bottleneck": NECK,
+        "decoder": DECODERS["regression"],
+        "start": Regression(images=64),
+        "optimizer": partial(torch.optim.SGD, lr=0.0),
+    }
+    task = tiny_task(**(defaults | kwargs))
+    options = {"strategy": strategy, "devices": devices} if strategy else {}
+    options["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    fit(
+        task,
+        data or tiny_scenes(),
+        tmp_path,
+        steps=steps,
+        callbacks=callbacks,
+        logger=logger,
+        ckpt_path=resume,
+        **options,
+    )
+    return task
+
+
+def psnr(task, count=16):
+    data = tiny_scenes(val_length=count)
+    data.setup("fit")
+    images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+    painted = task.tokenizer.eval().reconstruct(images, generator=torch.Generator().manual_seed(0)).detach()
+    return -10 * (painted - images / 255).square().mean(dim=(1, 2, 3)).log10().mean().item()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_starts_from_the_same_pictures(tmp_path, decoder):
+    found = start(tmp_path, decoder=DECODERS[decoder])
+    reference = start(tmp_path)
+    assert psnr(found) == pytest.approx(psnr(reference), abs=1e-3)
+    assert psnr(found) > psnr(start(tmp_path, start="random", decoder=DECODERS[decoder])) + 1.5
+
+
+@pytest.mark.parametrize("make", [partial(KLBottleneck, channels=8), partial(FSQBottleneck, levels=[8] * 8)])
+@pytest.mark.parametrize("merge", [1, 2])
+def test_other_bottlenecks_start_well_too(tmp_path, make, merge):
+    neck = partial(make, layers="all", shortcut=True, merge=merge)
+    found = psnr(start(tmp_path, bottleneck=neck))
+    assert found > psnr(start(tmp_path, bottleneck=neck, start="random")) + 1
+
+
+def test_every_setting_changes_the_start(tmp_path):
+    def weights(**kwargs):
+        return start(tmp_path, start=Regression(**({"images": 32, "tokens": 8} | kwargs))).tokenizer.state_dict()
+
+    base = weights()
+    assert same(base, weights())
+    for change in ({"images": 64}, {"tokens": None}, {"feature_share": 0.6}, {"ridge": 0.1}):
+        assert not same(base, weights(**change)), change
+    named = start(tmp_path, start="regression").start
+    assert vars(named) == vars(Regression())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"images": 0}, {"tokens": 0}, {"feature_share": 1.0}, {"feature_share": -0.1}, {"ridge": -1.0},
+            {"ridge": float("inf")}, {"ridge": float("nan")}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=rf"Regression\.{next(iter(bad))} must .* got"):
+        Regression(**bad)
+
+
+@pytest.mark.parametrize("missing", ["bottleneck", "decoder"])
+def test_parts_without_a_linear_path_are_refused_before_anything_is_computed(tmp_path, missing):
+    plain = {"bottleneck": partial(MLPBottleneck, channels=8), "decoder": FLOW}[missing]
+    name = {"bottleneck": "MLPBottleneck", "decoder": "PatchFlowDecoder"}[missing]
+    with pytest.raises(ValueError, match=f"{name} has no linear path to start from: set its shortcut to true"):
+        start(tmp_path, **{missing: plain})
+    with pytest.raises(ValueError, match="start must be random, regression or"):
+        start(tmp_path, start="zero")
+
+
+def test_the_start_is_exact_and_training_goes_on_from_it_in_the_same_order(tmp_path):
+    """Reading images for the start changes neither the order of training nor its randomness."""
+    _, plain = fit(tiny_task(bottleneck=NECK), tiny_scenes(), tmp_path, steps=3)
+    seen = []
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch["image"].float().mean().item())
+
+    for method in ("random", "regression"):
+        seen.append(method)
+        start(tmp_path, steps=10, callbacks=[Seen()], start=method, data=tiny_scenes(batch_size=16))
+    half = len(seen) // 2
+    assert seen[1:half] == seen[half + 1 :]
+    assert len(plain) == 3
+
+
+def test_it_is_logged_and_printed(tmp_path, caplog):
+    from lightning.pytorch.loggers import CSVLogger
+
+    task = start(tmp_path, logger=CSVLogger(tmp_path))
+    (file,) = tmp_path.rglob("metrics.csv")
+    header, first = file.read_text().splitlines()[:2]
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    assert float(row["start/psnr"]) == pytest.approx(psnr(task, 8), abs=0.05)
+    assert 0 < float(row["start/feature_r2"]) <= 1
+
+
+def test_averages_begin_with_the_start(tmp_path):
+    average = EMA(0.9)
+    task = start(tmp_path, callbacks=[average])
+    for name, value in average.average.items():
+        torch.testing.assert_close(value, task.state_dict()[name])
+
+
+def test_a_resumed_run_does_not_start_again(tmp_path):
+    kwargs = {"optimizer": partial(torch.optim.SGD, lr=0.1), "start": Regression(images=32)}
+    keep = ModelCheckpoint(tmp_path / "keep", save_last=True, every_n_train_steps=2, save_top_k=-1)
+    whole = start(tmp_path / "a", steps=4, callbacks=[keep], **kwargs)
+    (first,) = (tmp_path / "keep").glob("*step=2.ckpt")
+    again = start(tmp_path / "b", steps=4, resume=str(first), **kwargs)
+    assert same(whole.tokenizer.state_dict(), again.tokenizer.state_dict())
+
+
+class Weights(Callback):
+    """Writes the whole bottleneck and decoder from all processes when the first step is over."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_end(self, trainer, pl_module):
+        from uniflow.sharding.shard import full_state_dict
+
+        state = full_state_dict(pl_module.tokenizer)
+        if trainer.is_global_zero:
+            torch.save({k: v for k, v in state.items() if not k.startswith("encoder.")}, self.folder / "weights.pt")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_sharding)])
+def test_the_number_of_processes_does_not_matter(tmp_path, strategy):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, processes in ((one, 1), (two, 2)):
+        folder.mkdir()
+        chosen = {
+            "ddp": DDPStrategy(start_method="fork", process_group_backend="gloo"),
+            "fsdp2": ForkedFSDP2() if strategy == "fsdp2" else None,
+        }[strategy]
+        start(
+            folder, callbacks=[Weights(folder)], data=tiny_scenes(batch_size=16 // processes),
+            strategy=chosen if processes > 1 else None, devices=processes, encoder=partial(ENCODER, tune="frozen"),
+        )  # fmt: skip
+    alone, together = (torch.load(folder / "weights.pt", weights_only=True) for folder in (one, two))
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        if "shortcut" in name or "fusion" in name:
+            torch.testing.assert_close(value.abs(), together[name].abs(), atol=1e-4, rtol=1e-4)
+    assert json.dumps(sorted(alone)) == json.dumps(sorted(together))
