@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import yaml
@@ -48,7 +47,7 @@ from uniflow.data.folder import list_images
 from uniflow.metrics import image_digests, noise_for, psnr
 from uniflow.pictures import captioned_sheet
 
-RECIPE = ROOT / "configs" / "recipes" / "real.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "configs" / "recipes" / "real.yaml"
 WARMUP_STEPS = 12
 OVERHEAD = 0.04  # share of the minutes that validation and its pictures take
 SHOWN_FIRST = ("astronaut", "chelsea", "coffee", "china", "rocket", "flower")
@@ -187,7 +186,7 @@ def measure(run: Path, options: argparse.Namespace, labelled: Path | None) -> di
     size = crop_size(run)
     train = latents_and_targets(tokenizer, teacher, random_crops(options.photographs / "train", size, count=4))
     test = latents_and_targets(tokenizer, teacher, crops(options.photographs / "test", size))
-    results: dict[str, Any] = {"latent_r2_last": linear_r2(*train, *test)}
+    results: dict[str, Any] = {"latent_r2_last": linear_r2(train, test)}
     encoders = {"teacher": teacher, "student": tokenizer.encoder}
     found = {who: classify(encoder, labelled, size) if labelled else {} for who, encoder in encoders.items()}
     return results | {f"{what}_{who}": found[who].get(what) for what in ("knn", "probe") for who in encoders}
@@ -223,7 +222,7 @@ def _pairs(tokenizer: Tokenizer, folder: Path, size: int) -> list[tuple[Tensor, 
     """Original and reconstruction, (3, size, size) in [0, 1], of each photograph, painted as `uniflow test` does."""
     pairs: list[tuple[Tensor, Tensor]] = []
     for images in crops(folder, size, batch_size=4):
-        noise = noise_for(image_digests(images), tuple(images.shape[1:]))
+        noise = noise_for(image_digests(images), (3, size, size))
         painted = tokenizer.reconstruct(images, steps=1, noise=noise).float()
         pairs += zip(images.float() / 255, painted, strict=True)
     return pairs

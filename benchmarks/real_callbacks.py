@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import time
@@ -54,7 +55,7 @@ class StepSeconds(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         ends = self.ends[min(UNTIMED, len(self.ends) - 2) :]
-        seconds = statistics.median(after - before for before, after in zip(ends, ends[1:], strict=False))
+        seconds = statistics.median(after - before for before, after in itertools.pairwise(ends))
         with replacing(Path(trainer.default_root_dir) / SECONDS) as new:
             new.write_text(json.dumps({"median": seconds}) + "\n")
 

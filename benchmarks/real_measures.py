@@ -18,38 +18,35 @@ from uniflow.metrics import knn_accuracy, linear_probe
 from uniflow.part import build_part, part_config
 
 NEIGHBOURS = 5  # 20, as is usual, are more than the smallest class has
+Pairs = tuple[Tensor, Tensor]  # inputs (N, C) and targets (N, D)
 Labelled = tuple[Tensor, Tensor]  # features (N, D) and classes (N,)
 
 
-def linear_r2(
-    train_inputs: Tensor, train_targets: Tensor, test_inputs: Tensor, test_targets: Tensor, ridge: float = 1e-4
-) -> float:
+def linear_r2(train: Pairs, test: Pairs, ridge: float = 1e-4) -> float:
     """R^2 of an affine map fitted by ridge regression on one set and scored on another.
 
     1 - SSE / SST, both summed over all test rows and all channels; SST is about the test rows' own mean, so painting
     that mean scores 0, and a map that is worse than it scores less. In float64.
 
     Args:
-        train_inputs: (N, C).
-        train_targets: (N, D).
-        test_inputs: (M, C).
-        test_targets: (M, D).
+        train: inputs (N, C) and targets (N, D).
+        test: inputs (M, C) and targets (M, D).
         ridge: penalty on the map of standardised inputs, as a share of N.
 
     Raises:
         ValueError: if a set is empty or its inputs and targets differ in number.
     """
-    for name, x, y in (("train", train_inputs, train_targets), ("test", test_inputs, test_targets)):
-        if len(x) != len(y) or not len(x):
-            raise ValueError(f"R^2: the {name} set has {len(x)} inputs and {len(y)} targets")
-    x, y = train_inputs.double(), train_targets.double()
+    for name, (inputs, targets) in (("train", train), ("test", test)):
+        if len(inputs) != len(targets) or not len(inputs):
+            raise ValueError(f"R^2: the {name} set has {len(inputs)} inputs and {len(targets)} targets")
+    x, y = (part.double() for part in train)
     mean, spread, centre = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-12), y.mean(dim=0)
     x = (x - mean) / spread
     gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     weight = torch.linalg.solve(gram, x.T @ (y - centre))
-    target = test_targets.double()
-    residual = target - centre - (test_inputs.double() - mean) / spread @ weight
-    return 1 - float(residual.square().sum() / (target - target.mean(dim=0)).square().sum())
+    inputs, targets = (part.double() for part in test)
+    residual = targets - centre - (inputs - mean) / spread @ weight
+    return 1 - float(residual.square().sum() / (targets - targets.mean(dim=0)).square().sum())
 
 
 def original_encoder(tokenizer: Tokenizer, weights: Path) -> VisionEncoder:
@@ -66,7 +63,9 @@ def normalised_tokens(encoder: VisionEncoder, images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def latents_and_targets(tokenizer: Tokenizer, teacher: VisionEncoder, batches: Iterator[Tensor]) -> tuple[Tensor, ...]:
+def latents_and_targets(
+    tokenizer: Tokenizer, teacher: VisionEncoder, batches: Iterator[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Latents (N, C) and the teacher's normalised last hidden state (N, D) of every place of the latents' grid.
 
     Where one latent stands for several patches, the target is the mean over them.
@@ -74,9 +73,9 @@ def latents_and_targets(tokenizer: Tokenizer, teacher: VisionEncoder, batches: I
     found: list[tuple[Tensor, Tensor]] = []
     for images in batches:
         latents = tokenizer.encode(images).float()
-        target = F.adaptive_avg_pool2d(normalised_tokens(teacher, images), latents.shape[-2:])
+        target = F.adaptive_avg_pool2d(normalised_tokens(teacher, images), (latents.shape[-2], latents.shape[-1]))
         found.append((_rows(latents), _rows(target)))
-    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+    return torch.cat([latents for latents, _ in found]), torch.cat([target for _, target in found])
 
 
 def _rows(maps: Tensor) -> Tensor:
