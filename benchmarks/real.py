@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photographs", type=Path, required=True, help="folder with train, val and test")
     parser.add_argument("--labelled", type=Path, help="folder with train/CLASS and test/CLASS; default: beside them")
     parser.add_argument("--minutes", type=float, default=30.0, help="how long to train (30)")
-    parser.add_argument("--steps", type=int, help="how many steps to train, in place of minutes")
+    parser.add_argument("--steps", type=int, help="how many steps to train; the minutes are not used then")
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder of the run and its results")
     parser.add_argument("--config", type=Path, default=RECIPE, help="the recipe (configs/recipes/real.yaml)")
     parser.add_argument("--threads", type=int, help="of torch; default: OMP_NUM_THREADS, or as many as cores")

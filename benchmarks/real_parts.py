@@ -165,6 +165,7 @@ def make_encoder(folder: Path) -> None:
         raise ValueError(f"the encoder's tensors are not those that are known; their digest is {got}")
     with replacing(folder / ENCODER_NAME) as new:
         save_file(tensors, new)
+        new.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def has_encoder(folder: Path) -> bool:
