@@ -187,7 +187,7 @@ def measure(run: Path, options: argparse.Namespace, labelled: Path | None) -> di
     tokenizer = Tokenizer.from_pretrained(run / "tokenizer")
     teacher = original_encoder(tokenizer, options.encoder)
     size = crop_size(run)
-    train = latents_and_targets(tokenizer, teacher, random_crops(options.photographs / "train", size, count=4))
+    train = latents_and_targets(tokenizer, teacher, random_crops(options.photographs / "train", size, count=2))
     test = latents_and_targets(tokenizer, teacher, crops(options.photographs / "test", size))
     results: dict[str, Any] = {"latent_r2_last": linear_r2(train, test)}
     encoders = {"teacher": teacher, "student": tokenizer.encoder}
