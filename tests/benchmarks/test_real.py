@@ -64,7 +64,6 @@ def last_line(capfd):
     return json.loads(capfd.readouterr().out.splitlines()[-1])
 
 
-@pytest.mark.slow
 def test_from_end_to_end(parts, capfd):
     assert real.main(arguments(parts, "--minutes", "0.01")) == 0
     found = last_line(capfd)
@@ -86,7 +85,6 @@ def test_from_end_to_end(parts, capfd):
     assert "holds a run of" in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_start_is_the_tokenizers_before_its_first_step(parts, capfd):
     """With a learning rate of 0 nothing moves, so the end is the start."""
     assert real.main(arguments(parts, "--steps", "2", "--model.optimizer.lr", "0")) == 0
