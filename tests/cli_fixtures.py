@@ -171,6 +171,8 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
         for name in slot.split("."):
             node = node.get("init_args", {}).get(name, {}) if "class_path" in node else node.get(name, {})
         taken = node.get("init_args") or {}
+        if slot == "model.encoder" and config["model"].get("init_args", {}).get("start"):
+            continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
     options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
@@ -205,6 +207,8 @@ def write_shards(folder: Path) -> dict[str, str]:
 
 def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     """Options that point the data module of a resolved configuration at a source made in `folder`."""
+    if config["model"].get("init_args", {}).get("unlabelled"):
+        return ["--model.unlabelled.root", str(write_photos(folder / "photos"))]
     name = config["data"]["class_path"].rpartition(".")[2]
     if name == "ImageFolder":
         return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]

@@ -17,6 +17,7 @@ from uniflow.encoders import (
     CLIP,
     DINOv2,
     DINOv3,
+    EmbeddedViT,
     InternViT,
     SceneViT,
     SigLIP,
@@ -31,6 +32,7 @@ TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 # One of each kind of architecture in a family; every class of the package has to be here (tested below).
 CASES = {
     "scene_vit": partial(SceneViT, **TINY),
+    "embedded_vit": partial(EmbeddedViT, **TINY),
     "clip": partial(CLIP, "l14_openai", **TINY),
     "clip_gelu": partial(CLIP, "b16_laion", **TINY),
     "siglip": partial(SigLIP, "v2_so400m_14_224", **TINY),

@@ -16,6 +16,7 @@ from uniflow.encoders import (
     CLIP,
     DINOv2,
     DINOv3,
+    EmbeddedViT,
     InternViT,
     SceneViT,
     SigLIP,
@@ -84,7 +85,8 @@ def test_unknown_variant_lists_the_known_ones():
 def test_every_family_has_a_component_file():
     used = {yaml.safe_load(path.read_text())["class_path"] for path in CONFIGS}
     assert used == {
-        f"uniflow.encoders.{cls.__name__}" for cls in (*FAMILIES, SceneViT, TimmEncoder, TransformersEncoder)
+        f"uniflow.encoders.{cls.__name__}"
+        for cls in (*FAMILIES, EmbeddedViT, SceneViT, TimmEncoder, TransformersEncoder)
     }
 
 

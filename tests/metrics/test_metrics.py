@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from skimage import data as photographs
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from sklearn.linear_model import LogisticRegression
 
-from uniflow.metrics import linear_probe, patch_means, psnr, ssim
+from uniflow.metrics import linear_probe, linear_psnr, patch_means, psnr, ssim
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +67,41 @@ def test_linear_probe_works_inside_inference_mode_and_with_unseen_classes():
         assert linear_probe(x[:2], y[:2], x, y) == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match="test split"):
         linear_probe(x, y, x[:0], y[:0])
+
+
+def _images_and_tokens(seed=0):
+    """Smooth images, and tokens that are a linear function of their patches."""
+    generator = torch.Generator().manual_seed(seed)
+    images = F.interpolate(torch.rand(24, 3, 9, 9, generator=generator), (32, 32), mode="bilinear")
+    patches = F.unfold(images, 8, stride=8).transpose(1, 2)
+    weights = torch.randn(192, 192, generator=torch.Generator().manual_seed(99)) / 192**0.5
+    return patches @ weights + 3, images
+
+
+def test_linear_psnr_is_that_of_the_principal_components_where_tokens_are_patches():
+    tokens, images = _images_and_tokens()
+    y = F.unfold(images, 8, stride=8).transpose(1, 2).flatten(0, 1).double()
+    left = torch.linalg.svdvals(y - y.mean(dim=0))[6:].square().sum() / y.numel()
+    expected = -10 * left.log10().item()
+    found = linear_psnr(tokens, images, tokens, images, patch_size=8, rank=6, ridge=1e-12)
+    assert found == pytest.approx(expected, abs=1e-3)
+    as_bytes = (images * 255).round().to(torch.uint8)
+    assert linear_psnr(tokens, as_bytes, tokens, as_bytes, patch_size=8, rank=6) == pytest.approx(expected, abs=0.1)
+
+
+def test_linear_psnr_settings_change_it():
+    (tokens, images), (test_tokens, test_images) = _images_and_tokens(0), _images_and_tokens(1)
+    data = (tokens, images, test_tokens, test_images)
+    whole, low, flat = (
+        linear_psnr(*data, patch_size=8, **setting) for setting in ({"rank": None}, {"rank": 2}, {"ridge": 10.0})
+    )
+    assert whole > low + 3
+    assert whole > flat + 3
+
+
+def test_linear_psnr_refuses_what_does_not_belong_together():
+    tokens, images = _images_and_tokens()
+    with pytest.raises(ValueError, match=r"\(24, 15\) tokens for \(24, 16\) patches"):
+        linear_psnr(tokens[:, 1:], images, tokens, images, patch_size=8)
+    with pytest.raises(ValueError, match="rank must be at least 1 or None, not 0"):
+        linear_psnr(tokens, images, tokens, images, patch_size=8, rank=0)

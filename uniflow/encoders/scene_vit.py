@@ -27,8 +27,8 @@ class ConvStem(PatchEmbed):
         stages = patch_size.bit_length() - 1
         if 2**stages != patch_size or width % 2 ** max(stages - 1, 0):
             raise ValueError(
-                f"SceneViT needs a patch size that is a power of two and an embed_dim that halves for each stage after "
-                f"the first, not patch_size {patch_size} and embed_dim {width}"
+                f"the stem needs a patch size that is a power of two and an embed_dim that halves for each "
+                f"stage after the first, not patch_size {patch_size} and embed_dim {width}"
             )
         layers: list[nn.Module] = []
         channels = 3

@@ -6,7 +6,7 @@ from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures
 from uniflow.metrics.identity import image_digests, noise_for
 from uniflow.metrics.perceptual import LPIPS
-from uniflow.metrics.probe import linear_probe
+from uniflow.metrics.probe import linear_probe, linear_psnr
 from uniflow.metrics.protocol import Evaluation, Protocol, fingerprint
 from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, patch_means, psnr, ssim
 from uniflow.metrics.similarity import knn_accuracy, leave_one_out_knn_accuracy, linear_cka
@@ -35,6 +35,7 @@ __all__ = [
     "legacy_ssim",
     "linear_cka",
     "linear_probe",
+    "linear_psnr",
     "moments",
     "ms_ssim",
     "noise_for",

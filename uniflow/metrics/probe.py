@@ -1,4 +1,4 @@
-"""What a linear classifier reads from frozen features."""
+"""What a linear classifier, or a linear regression of the pixels, reads from frozen features."""
 
 from __future__ import annotations
 
@@ -57,3 +57,57 @@ def linear_probe(
     optimizer.step(closure)
     predicted = F.linear(x_test, weight.detach(), bias.detach()).argmax(dim=1)
     return float((predicted == test_labels.to(predicted.device)).double().mean())
+
+
+@torch.no_grad()
+def linear_psnr(
+    train_tokens: Tensor,
+    train_images: Tensor,
+    test_tokens: Tensor,
+    test_images: Tensor,
+    *,
+    patch_size: int,
+    rank: int | None = 64,
+    ridge: float = 1e-6,
+) -> float:
+    """PSNR of images whose patches are read from their tokens by ridge regression of reduced rank.
+
+    How much of the picture a layer keeps within a linear map's reach. The regression is Izenman's (1975) with equal
+    weights: the fitted values are projected on their first principal components. Computed in float64.
+
+    Args:
+        train_tokens: one token a patch, row-major, (B, N, D), to fit the regression on.
+        train_images: their images, (B, 3, H, W), uint8 or float in [0, 1].
+        test_tokens: (B', N', D).
+        test_images: (B', 3, H', W').
+        patch_size: side of a patch in pixels.
+        rank: values that the pixels of a patch are read through; None is no limit.
+        ridge: penalty on the squared weights, over the tokens' mean variance.
+
+    Returns:
+        Peak signal-to-noise ratio in dB, from the mean squared error of all test pixels in [0, 1].
+
+    Raises:
+        ValueError: if tokens and patches differ in number, or the rank is not positive.
+    """
+    if rank is not None and rank < 1:
+        raise ValueError(f"linear_psnr: rank must be at least 1 or None, not {rank}")
+    pixels = []
+    for tokens, images in ((train_tokens, train_images), (test_tokens, test_images)):
+        scale = 1 if images.is_floating_point() else 255
+        patches = F.unfold(images.double() / scale, patch_size, stride=patch_size).transpose(1, 2)
+        if patches.shape[:2] != tokens.shape[:2]:
+            raise ValueError(f"linear_psnr: {tuple(tokens.shape[:2])} tokens for {tuple(patches.shape[:2])} patches")
+        pixels.append(patches.flatten(0, 1))
+    (y, y_test), x, x_test = pixels, train_tokens.flatten(0, 1).double(), test_tokens.flatten(0, 1).double()
+    x_mean, y_mean = x.mean(dim=0), y.mean(dim=0)
+    x = x - x_mean
+    gram = x.T @ x
+    penalty = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram + penalty, x.T @ (y - y_mean))
+    if rank is not None:
+        fitted = x @ weights
+        components = torch.linalg.eigh(fitted.T @ fitted).eigenvectors[:, -rank:]
+        weights = weights @ components @ components.T
+    error = (x_test - x_mean) @ weights + y_mean - y_test
+    return -10 * float(error.square().mean().log10())

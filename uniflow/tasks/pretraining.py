@@ -10,24 +10,32 @@ from typing import Any, ClassVar
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
+from uniflow.cpu import fuse_attention
 from uniflow.distill.schedule import Schedule
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.metrics import Averages, linear_probe
 from uniflow.specs import EncoderSpec
 from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
 from uniflow.tasks.optim import FusedAdamW
+from uniflow.tasks.pretraining_start import CopiedWeights
+from uniflow.tasks.unlabelled import UnlabelledCrops
 
 
 class Head(nn.Module, ABC):
-    """Predicts one kind of label from the last block's patch tokens, and from nothing else.
+    """Teaches the encoder one thing: predicts a kind of label, or something else, from its hidden states.
+
+    The heads of labels read the last block's patch tokens, and nothing else; `uniflow.tasks.pretraining_heads` has
+    heads that need no labels and read other layers. `labels` names what a head needs in a batch besides the image.
 
     Args:
         weight: factor on the head's loss.
     """
 
     name: ClassVar[str]
+    labels: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -58,6 +66,7 @@ class LabelHead(Head):
     """
 
     name = "label"
+    labels = ("label",)
 
     def __init__(self, spec: EncoderSpec, num_classes: int, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -117,6 +126,7 @@ class MaskHead(DenseHead):
     """
 
     name = "mask"
+    labels = ("mask",)
     class_weights: Tensor
 
     def __init__(
@@ -162,6 +172,7 @@ class DepthHead(DenseHead):
     """
 
     name = "depth"
+    labels = ("depth",)
 
     def __init__(self, spec: EncoderSpec, cells: int = 1, weight: float = 1.0) -> None:
         super().__init__(spec, 1, cells, weight)
@@ -198,10 +209,10 @@ class ColorHead(DenseHead):
 
 
 class Pretraining(Task):
-    """Supervised pretraining on several labels at once.
+    """Pretraining on several labels at once, and on what the picture itself or a teacher says.
 
-    All heads read patch tokens, since features, probes and dense tasks do: a class token would keep the labels to
-    itself. When fit ends, the encoder's weights are written to the run's folder.
+    All heads of labels read patch tokens, since features, probes and dense tasks do: a class token would keep the
+    labels to itself. When fit ends, the encoder's weights are written to the run's folder.
 
     Batches are dicts with "image" (B, 3, H, W) and what the heads need.
 
@@ -211,6 +222,8 @@ class Pretraining(Task):
         export: name of the safetensors file in the run's folder; float16, keys as in the encoder's own model.
         optimizer: parameter groups -> optimizer.
         lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
+        start: a trained encoder whose weights the new one starts from; None leaves them random.
+        unlabelled: further images of each training step, for the heads that need no labels; None has none.
     """
 
     encoder: VisionEncoder
@@ -222,34 +235,47 @@ class Pretraining(Task):
         export: str = "encoder.safetensors",
         optimizer: OptimizerFactory = FusedAdamW,
         lr_schedule: Schedule | None = None,
+        start: CopiedWeights | None = None,
+        unlabelled: UnlabelledCrops | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule)
         if not heads:
             raise ValueError("Pretraining.heads is empty: give at least one head")
         self._make_encoder, self._make_heads = encoder, heads
-        self.export = export
+        self.start, self.unlabelled, self.export = start, unlabelled, export
         self._features: list[tuple[Tensor, Tensor]] = []
         self._averages = Averages()
 
     def build(self) -> None:
         self.encoder = self._make_encoder()
+        if self.start is not None:
+            self.start(self.encoder)
         heads = [make(self.encoder.spec) for make in self._make_heads]
         names = [head.name for head in heads]
         if len(set(names)) < len(names):
             raise ValueError(f"Pretraining.heads has two heads of a kind: {', '.join(names)}")
         self.heads = nn.ModuleDict(dict(zip(names, heads, strict=True)))
 
+    def on_fit_start(self) -> None:
+        plugin = self.trainer.precision_plugin
+        if self.device.type == "cpu" and isinstance(plugin, MixedPrecision) and plugin.precision == "bf16-mixed":
+            fuse_attention(self, False)  # written out it is faster there
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.losses(self.encoder(batch["image"]), batch)
+        if self.unlabelled is not None:
+            further = {"image": self.unlabelled.draw().to(self.device)}
+            more = self.losses(self.encoder(further["image"]), further, labelled=False)
+            losses |= {f"{name}_unlabelled": loss for name, loss in more.items()}
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()})
         return total
 
-    def losses(self, output: EncoderOutput, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Weighted loss of each head."""
+    def losses(self, output: EncoderOutput, batch: dict[str, Any], labelled: bool = True) -> dict[str, Tensor]:
+        """Weighted loss of each head; without labels, of those that need none."""
         found: dict[str, Tensor] = {}
-        for name, head in self._heads():
+        for name, head in self._heads(labelled):
             # Losses are taken in float32 whatever the precision of the encoder's pass is.
             with torch.autocast(self.device.type, enabled=False):
                 prediction = head(_float(output))
@@ -282,8 +308,9 @@ class Pretraining(Task):
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             save_encoder(self.encoder, Path(self.trainer.default_root_dir) / self.export)
 
-    def _heads(self) -> list[tuple[str, Head]]:
-        return [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
+    def _heads(self, labelled: bool = True) -> list[tuple[str, Head]]:
+        heads = [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
+        return [(name, head) for name, head in heads if labelled or not head.labels]
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> EncoderOutput:
         output = self.encoder(batch["image"])
@@ -318,5 +345,6 @@ def save_encoder(encoder: VisionEncoder, path: str | Path) -> None:
 
 
 def _float(output: EncoderOutput) -> EncoderOutput:
-    """The last hidden state in float32, all that heads read."""
-    return EncoderOutput((output.hidden_states[-1].float(),), (), output.grid)
+    """What heads read, in float32."""
+    states, prefixes = ([state.float() for state in part] for part in (output.hidden_states, output.prefix_tokens))
+    return EncoderOutput(tuple(states), tuple(prefixes), output.grid)
