@@ -52,11 +52,14 @@ class EncoderOutput:
         hidden_states: for each of the L blocks its output on the patch tokens, (B, N, D), row-major over the grid.
         prefix_tokens: for each block its output on class and register tokens, (B, P, D); P can be 0.
         grid: rows h and columns w of the patch grid; N = h * w.
+        embeddings: patch tokens before the first block, (B, N, D), which most ViTs compute linearly from the pixels;
+            without position embeddings, or with them where a library gives no others. None if an encoder gives none.
     """
 
     hidden_states: tuple[Tensor, ...]
     prefix_tokens: tuple[Tensor, ...]
     grid: tuple[int, int]
+    embeddings: Tensor | None = None
 
     def feature_map(self, layer: int = -1) -> Tensor:
         """The patch tokens of one block as an image, (B, D, h, w)."""

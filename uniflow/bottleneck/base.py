@@ -114,8 +114,8 @@ class Bottleneck(Part):
         """Take what the encoder's hidden states look like on training images; by default of no use.
 
         Args:
-            means: of each channel of all L layers, (L, D).
-            stds: standard deviation of each layer's values around those means, (L,).
+            means: of each channel of all L layers, and of the embeddings where there are any, (L + 1, D).
+            stds: standard deviation of the values of each around those means, (L + 1,).
         """
 
     def _no_shortcut(self) -> str:

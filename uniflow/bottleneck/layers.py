@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uniflow.specs import EncoderOutput, EncoderSpec
 
-Layers = Literal["last", "all"] | int | list[int]
+Layers = Literal["last", "all"] | int | list[int | Literal["embeddings"]]
 Fuse = Literal["sum", "concat", "learned"]
 Normalize = Literal["layer", "token"]
 
@@ -24,7 +24,8 @@ class LayerFusion(nn.Module):
 
     Args:
         encoder: spec of the encoder in front.
-        layers: "last", "all", a number K for the last K layers, or a list of indices (0 = first, -1 = last).
+        layers: "last", "all", a number K for the last K layers, or a list of indices (0 = first, -1 = last), in which
+            "embeddings" names the tokens before the first block: of most ViTs a linear map of the pixels.
         fuse: "concat", the layers' channels side by side; "sum", their sum over the square root of their number; or
             "learned", that sum with a trained weight for each layer, all 1 at first.
         normalize: "layer" takes a mean from each channel and divides the layer by one number, which are measured
@@ -60,8 +61,8 @@ class LayerFusion(nn.Module):
         """Take what hidden states look like on training images.
 
         Args:
-            means: of each channel of all L layers, (L, D).
-            stds: standard deviation of each layer's values around those means, (L,).
+            means: of each channel of all L layers, and of the embeddings where there are any, (L + 1, D).
+            stds: standard deviation of the values of each around those means, (L + 1,).
         """
         chosen = list(self.indices)
         self.mean.copy_(means[chosen])
@@ -69,7 +70,7 @@ class LayerFusion(nn.Module):
 
     def forward(self, output: EncoderOutput) -> Tensor:
         """The feature map (B, h, w, channels), channels last."""
-        states = [self._normalized(output.hidden_states[index], place) for place, index in enumerate(self.indices)]
+        states = [self._normalized(self._state(output, index), place) for place, index in enumerate(self.indices)]
         if self.weights is not None:
             states = [state * weight for state, weight in zip(states, self.weights, strict=True)]
         if len(states) == 1:
@@ -79,6 +80,13 @@ class LayerFusion(nn.Module):
         else:
             fused = torch.stack(states).sum(dim=0) / len(states) ** 0.5
         return fused.unflatten(1, output.grid)
+
+    def _state(self, output: EncoderOutput, index: int) -> Tensor:
+        if index < len(output.hidden_states):
+            return output.hidden_states[index]
+        if output.embeddings is None:
+            raise ValueError("layers: this encoder gives no embeddings; name its blocks by number")
+        return output.embeddings
 
     def _normalized(self, tokens: Tensor, place: int) -> Tensor:
         if self.normalize is None:
@@ -98,6 +106,8 @@ def normalize_tokens(tokens: Tensor) -> Tensor:
 def layer_indices(layers: Layers, depth: int) -> tuple[int, ...]:
     """The layers, 0 to depth - 1, that `layers` names in an encoder of `depth` layers; see `LayerFusion`.
 
+    The embeddings are numbered `depth`.
+
     Raises:
         ValueError: if there is no such layer, one is named twice, or the choice is empty.
     """
@@ -108,11 +118,12 @@ def layer_indices(layers: Layers, depth: int) -> tuple[int, ...]:
     if isinstance(layers, int) and not isinstance(layers, bool) and 1 <= layers <= depth:
         return tuple(range(depth - layers, depth))
     listed = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else []
-    if listed and all(isinstance(i, int) and not isinstance(i, bool) and -depth <= i < depth for i in listed):
-        indices = tuple(i % depth for i in listed)
+    numbers = [i for i in listed if i != "embeddings"]
+    if listed and all(isinstance(i, int) and not isinstance(i, bool) and -depth <= i < depth for i in numbers):
+        indices = tuple(depth if i == "embeddings" else int(i) % depth for i in listed)
         if len(set(indices)) == len(indices):
             return indices
     raise ValueError(
         f"layers must be last, all, a number of last layers from 1 to {depth}, or a list of different indices from "
-        f"{-depth} to {depth - 1} (0 is the first layer, -1 the last), got {layers!r}"
+        f"{-depth} to {depth - 1} (0 is the first layer, -1 the last) or embeddings, got {layers!r}"
     )

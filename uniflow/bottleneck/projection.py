@@ -26,7 +26,8 @@ class ProjectedBottleneck(Bottleneck):
         channels: channels of a latent.
         merge: side m of the merged squares, in tokens; 1 merges nothing.
         layers: hidden states to read: "last" (the paper's: the last layer, not normalised), "all", a number K for the
-            last K, or a list of indices (0 = first, -1 = last). All but "last" are normalised.
+            last K, or a list of indices (0 = first, -1 = last), in which "embeddings" are the tokens before the first
+            block. All but "last" are normalised.
         fuse: how several layers become one: "concat", "sum", or "learned", a sum with trained weights.
         normalize: how those layers are normalised, "layer" or "token"; see `LayerFusion`.
         shortcut: add a linear path beside the projection, whose own output starts at zero. `start: regression` of

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any, ClassVar, Literal, get_args
 
@@ -132,13 +133,26 @@ class TimmEncoder(VisionEncoder):
         grid = (images.shape[-2] // self.spec.patch_size, images.shape[-1] // self.spec.patch_size)
         # Models without prefix tokens return bare tensors.
         has_prefix = self.spec.num_prefix_tokens > 0
-        states = self.model.forward_intermediates(
-            pixels, output_fmt="NLC", norm=False, return_prefix_tokens=has_prefix, intermediates_only=True
-        )
+        with first_output(self.model.patch_embed) as embedded:
+            states = self.model.forward_intermediates(
+                pixels, output_fmt="NLC", norm=False, return_prefix_tokens=has_prefix, intermediates_only=True
+            )
         if not has_prefix:
             states = [(hidden, hidden[:, :0]) for hidden in states]
         hidden_states, prefix_tokens = zip(*states, strict=True)
-        return EncoderOutput(hidden_states, prefix_tokens, grid)
+        # A grid of tokens, or already a list of them.
+        return EncoderOutput(hidden_states, prefix_tokens, grid, embedded[0].flatten(1, -2))
+
+
+@contextmanager
+def first_output(module: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that gets what `module` returns at its first call inside the context."""
+    found: list[Tensor] = []
+    hook = module.register_forward_hook(lambda module, args, output: found.append(output))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _check_name(name: str) -> None:

@@ -98,10 +98,13 @@ class TransformersEncoder(VisionEncoder):
         # Frozen blocks in front build no graph, since nothing before the first trained parameter requires a gradient.
         pixels, patch_size = self.normalize(images), self.spec.patch_size
         grid = (images.shape[-2] // patch_size, images.shape[-1] // patch_size)
-        states = self._family.run(self.model, pixels, patch_size)[1:]  # the first is what enters the first block
+        embeddings, *states = self._family.run(self.model, pixels, patch_size)  # the first enters the first block
         prefix = self.spec.num_prefix_tokens
         return EncoderOutput(
-            tuple(state[:, prefix:] for state in states), tuple(state[:, :prefix] for state in states), grid
+            tuple(state[:, prefix:] for state in states),
+            tuple(state[:, :prefix] for state in states),
+            grid,
+            embeddings[:, prefix:],
         )
 
 

@@ -26,11 +26,13 @@ def calibrate(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> None:
     spec = tokenizer.encoder.spec
     device = next(tokenizer.parameters()).device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-    # For every layer and channel: sum, sum of squares; the last entry counts tokens.
-    sums = torch.zeros(2, spec.num_layers, spec.embed_dim, device=device, dtype=dtype)
+    # For every layer, then for the embeddings, by channel: sum, sum of squares.
+    sums = torch.zeros(2, spec.num_layers + 1, spec.embed_dim, device=device, dtype=dtype)
     count = torch.zeros((), device=device, dtype=dtype)
     for images in batches:
-        for layer, state in enumerate(tokenizer.encoder(images).hidden_states):
+        output = tokenizer.encoder(images)
+        embeddings = [] if output.embeddings is None else [output.embeddings]
+        for layer, state in enumerate([*output.hidden_states, *embeddings]):
             rows = state.flatten(0, 1).to(dtype)
             sums[:, layer] += torch.stack([rows.sum(0), rows.square().sum(0)])
         count += len(rows)

@@ -69,6 +69,8 @@ class TokenizerTask(Task):
         start: "random" weights of bottleneck and decoder, or "regression", the best linear tokenizer in closed form,
             with the defaults of `uniflow.start.Regression`, or that class with other settings. Bottleneck and decoder
             need `shortcut: true` for it. Not repeated when a run is resumed.
+        shortcut_lr_multiplier: factor on the learning rate of the shortcuts of bottleneck and decoder: at the rate of
+            random weights, what a regression has solved is lost in a few steps.
     """
 
     tokenizer: Tokenizer
@@ -92,6 +94,7 @@ class TokenizerTask(Task):
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         start: Literal["random", "regression"] | Regression = "random",
+        shortcut_lr_multiplier: float = 0.03,
     ) -> None:
         super().__init__(optimizer, lr_schedule, activation_checkpointing, compile_blocks)
         if not eval_steps or min(eval_steps) < 1:
@@ -102,6 +105,7 @@ class TokenizerTask(Task):
         self.reconstruction_weight = reconstruction_weight
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
+        self.shortcut_lr_multiplier = shortcut_lr_multiplier
         self.eval_steps = tuple(eval_steps)
         self.pixel_losses = nn.ModuleList(pixel_losses or [])
         if start not in ("random", "regression") and not isinstance(start, Regression):
@@ -149,7 +153,9 @@ class TokenizerTask(Task):
         self.teacher.to(self.device)
 
     def lr_multiplier(self, name: str) -> float:
-        return self.encoder_lr_multiplier if name.startswith("tokenizer.encoder.") else 1.0
+        if name.startswith("tokenizer.encoder."):
+            return self.encoder_lr_multiplier
+        return self.shortcut_lr_multiplier if ".shortcut." in name else 1.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
