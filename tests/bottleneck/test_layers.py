@@ -19,18 +19,30 @@ def output(seed=0):
     """Three layers that differ in mean and size, as a ViT's do, on a grid of 2 x 4."""
     generator = torch.Generator().manual_seed(seed)
     states = [10.0**k * torch.randn(2, 8, D, generator=generator) + k for k in range(3)]
-    return EncoderOutput(tuple(states), tuple(s[:, :0] for s in states), (2, 4))
+    embeddings = 0.1 * torch.randn(2, 8, D, generator=generator)
+    return EncoderOutput(tuple(states), tuple(s[:, :0] for s in states), (2, 4), embeddings)
 
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("last", [2]), ("all", [0, 1, 2]), (1, [2]), (2, [1, 2]), ([0, -1], [0, 2]), ([2, 0], [2, 0])],
+    [
+        ("last", [2]),
+        ("all", [0, 1, 2]),
+        (1, [2]),
+        (2, [1, 2]),
+        ([0, -1], [0, 2]),
+        ([2, 0], [2, 0]),
+        (["embeddings", -1], [3, 2]),
+    ],
 )
 def test_layers_by_name_number_and_index(layers, expected):
     assert list(layer_indices(layers, 3)) == expected
 
 
-@pytest.mark.parametrize("layers", [0, 4, [], [3], [-4], [0, 0], [0, -3], [True], True, "first", 1.5, None])
+@pytest.mark.parametrize(
+    "layers",
+    [0, 4, [], [3], [-4], [0, 0], [0, -3], ["embeddings", "embeddings"], ["first"], [True], True, "first", 1.5, None],
+)
 def test_other_layers_are_refused(layers):
     with pytest.raises(ValueError, match=r"layers must be last, all, .* got") as caught:
         layer_indices(layers, 3)
@@ -83,7 +95,9 @@ def test_other_words_are_refused(case):
 
 @pytest.mark.parametrize("make", [MLPBottleneck, KLBottleneck])
 @pytest.mark.parametrize("merge", [1, 2])
-@pytest.mark.parametrize(("layers", "fuse"), [("all", "concat"), (2, "sum"), ([0, -1], "learned")])
+@pytest.mark.parametrize(
+    ("layers", "fuse"), [("all", "concat"), (2, "sum"), ([0, -1], "learned"), (["embeddings", 1], "concat")]
+)
 def test_every_way_of_reading_gives_other_latents_and_gradients(make, merge, layers, fuse):
     torch.manual_seed(0)
     bottleneck = make(SPEC, channels=4, merge=merge, layers=layers, fuse=fuse, shortcut=True)
@@ -115,3 +129,20 @@ def test_training_measures_the_layers_before_its_first_step_and_the_tokenizer_ke
     again = Tokenizer.from_pretrained(tmp_path / "tokenizer")
     assert torch.equal(again.encode(images), task.tokenizer.eval().encode(images))
     assert again.bottleneck.init_args == task.tokenizer.bottleneck.init_args
+
+
+def test_embeddings_are_what_enters_the_first_block():
+    encoder = ENCODER().eval()
+    images = torch.rand(2, 3, 16, 24)
+    output = encoder(images)
+    assert output.embeddings.shape == (2, 6, D)
+    fused = LayerFusion(encoder.spec, ["embeddings", -1])(output).flatten(1, 2)
+    assert torch.equal(fused, torch.cat([output.embeddings, output.hidden_states[-1]], dim=-1))
+    # No token sees another patch before the first block (the stem of this encoder reaches one patch further).
+    changed = images.clone()
+    changed[..., 16:] = 0
+    moved = (encoder(changed).embeddings - output.embeddings).abs().amax(dim=(0, 2)).view(2, 3) > 1e-6
+    assert not moved[:, 0].any()
+    bare = EncoderOutput(output.hidden_states, output.prefix_tokens, output.grid)
+    with pytest.raises(ValueError, match="this encoder gives no embeddings"):
+        LayerFusion(encoder.spec, ["embeddings"])(bare)

@@ -182,3 +182,42 @@ def test_the_number_of_processes_does_not_matter(tmp_path, strategy):
         if "shortcut" in name or "fusion" in name:
             torch.testing.assert_close(value.abs(), together[name].abs(), atol=1e-4, rtol=1e-4)
     assert json.dumps(sorted(alone)) == json.dumps(sorted(together))
+
+
+def features_error(task):
+    """Mean squared error of the last hidden state, read from the latents by the task's map."""
+    data = tiny_scenes()
+    data.setup("fit")
+    images = next(iter(data.val_dataloader()))["image"]
+    with torch.no_grad():
+        return task.latent_feature_loss(task.tokenizer.eval().encode(images), task.teacher(images)).item()
+
+
+@pytest.mark.parametrize("tune", ["frozen", "full"])
+def test_the_loss_on_features_keeps_them_in_the_latents(tmp_path, tune):
+    kwargs = {"latent_feature_weight": 0.01, "encoder": partial(ENCODER, tune=tune)}
+    started = start(tmp_path, **kwargs)
+    # The start sets the map that reads them: better than the mean, whose error is 1.
+    assert features_error(started) < 0.6
+    train = {"steps": 30, "optimizer": partial(torch.optim.AdamW, lr=3e-3), "shortcut_lr_multiplier": 1.0}
+    kept, lost = (
+        features_error(start(tmp_path, **(kwargs | train | {"latent_feature_weight": w}))) for w in (1.0, 1e-6)
+    )
+    assert kept < lost
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_other_weights_of_that_loss_are_refused(value):
+    with pytest.raises(ValueError, match="latent_feature_weight must be a number of at least 0"):
+        tiny_task(latent_feature_weight=value)
+
+
+def test_shortcuts_have_a_learning_rate_of_their_own():
+    task = tiny_task(bottleneck=NECK, decoder=DECODERS["flow"], shortcut_lr_multiplier=0.2, latent_feature_weight=0.1)
+    task.configure_model()
+    factors = {name: task.lr_multiplier(name) for name, _ in task.named_parameters()}
+    assert {name for name, factor in factors.items() if factor == 0.2} == {
+        "tokenizer.bottleneck.shortcut.weight", "tokenizer.bottleneck.shortcut.bias",
+        "tokenizer.decoder.shortcut.weight", "tokenizer.decoder.shortcut.bias",
+        "feature_head.weight", "feature_head.bias",
+    }  # fmt: skip

@@ -32,8 +32,8 @@ def test_the_same_run_twice_gives_the_same_losses(baseline, tmp_path):
 class Loud(MLPBottleneck):
     """A bottleneck with an auxiliary loss."""
 
-    def forward(self, features):
-        latents, _ = super().forward(features)
+    def forward(self, output):
+        latents, _ = super().forward(output)
         return latents, {"norm": latents.square().mean()}
 
 
@@ -48,6 +48,7 @@ class Loud(MLPBottleneck):
         {"reconstruction_weight": 0.5},
         {"distill_prefix_tokens": True},
         {"encoder_lr_multiplier": 0.1},
+        {"latent_feature_weight": 0.1},
         {"decoder": REGRESSION},
         {"bottleneck": partial(Loud, channels=8)},
         {"encoder": partial(ENCODER, tune="frozen")},

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.specs import EncoderOutput, EncoderSpec
@@ -101,6 +102,18 @@ def normalize_tokens(tokens: Tensor) -> Tensor:
     """A layer norm without parameters over the channels of tokens (..., D), computed in float32 at least."""
     exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     return F.layer_norm(exact, exact.shape[-1:]).to(tokens.dtype)
+
+
+def last_features(output: EncoderOutput, rows: int) -> Tensor:
+    """The normalised last hidden state at the places of the latents, (B, h' w', m^2 D) where m x m tokens make one.
+
+    Args:
+        output: of the encoder.
+        rows: rows h' of the latents.
+    """
+    m = output.grid[0] // rows
+    last = normalize_tokens(output.hidden_states[-1]).unflatten(1, output.grid)
+    return rearrange(last, "b (h m) (w n) d -> b (h w) (m n d)", m=m, n=m)
 
 
 def layer_indices(layers: Layers, depth: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from uniflow.start.calibration import calibrate
 from uniflow.start.moments import SecondMoments
-from uniflow.start.regression import Regression
+from uniflow.start.regression import Regression, set_values
 from uniflow.start.solution import LinearTokenizer, solve
 
-__all__ = ["LinearTokenizer", "Regression", "SecondMoments", "calibrate", "solve"]
+__all__ = ["LinearTokenizer", "Regression", "SecondMoments", "calibrate", "set_values", "solve"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
-from uniflow.bottleneck.layers import normalize_tokens
+from uniflow.bottleneck.layers import last_features
 from uniflow.decoders.layers import patchify
 from uniflow.metrics import image_digests
 from uniflow.sharding.shard import reshard, spread_like
-from uniflow.specs import EncoderOutput
 from uniflow.start.moments import SecondMoments
 from uniflow.start.solution import LinearTokenizer, solve
 from uniflow.tokenizer import Tokenizer
@@ -71,7 +69,7 @@ class Regression:
             output = tokenizer.encoder(images)
             inputs = bottleneck.tokens(output)
             pixels = images if images.is_floating_point() else images.float() / 255
-            targets = torch.cat([patchify(pixels, p).double(), _features(output, inputs).double()], dim=-1)
+            targets = torch.cat([patchify(pixels, p).double(), last_features(output, inputs.shape[1]).double()], dim=-1)
             rows = inputs.flatten(1, 2)
             chosen = self._choose(images, rows.shape[1]).to(rows.device)
             places = torch.arange(len(rows), device=rows.device)[:, None]
@@ -91,13 +89,6 @@ class Regression:
         return torch.stack(order)[:, : self.tokens]
 
 
-def _features(output: EncoderOutput, inputs: Tensor) -> Tensor:
-    """The normalised last hidden state at the places of the latents, (B, h' w', m^2 D) where m x m tokens make one."""
-    m = output.grid[0] // inputs.shape[1]
-    last = normalize_tokens(output.hidden_states[-1]).unflatten(1, output.grid)
-    return rearrange(last, "b (h m) (w n) d -> b (h w) (m n d)", m=m, n=m)
-
-
 @torch.no_grad()
 def write(tokenizer: Tokenizer, solution: LinearTokenizer) -> None:
     """Put a solution into bottleneck and decoder, sharded or not; process 0's, should others differ in a last digit."""
@@ -109,11 +100,17 @@ def write(tokenizer: Tokenizer, solution: LinearTokenizer) -> None:
         ),
     )
     for part, values in parts:
-        reshard(part)
-        state = dict(part.named_parameters()) | dict(part.named_buffers())
-        for name, value in values.items():
-            target = state[name]
-            whole = value.to(target.device, target.dtype).contiguous()
-            if torch.distributed.is_initialized():
-                torch.distributed.broadcast(whole, src=0)
-            target.copy_(spread_like(target, whole))
+        set_values(part, values)
+
+
+@torch.no_grad()
+def set_values(part: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Set parameters and buffers by name, sharded or not, to what process 0 has; every process has to call it."""
+    reshard(part)
+    state = dict(part.named_parameters()) | dict(part.named_buffers())
+    for name, value in values.items():
+        target = state[name]
+        whole = value.to(target.device, target.dtype).contiguous()
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast(whole, src=0)
+        target.copy_(spread_like(target, whole))

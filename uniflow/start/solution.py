@@ -12,13 +12,15 @@ from uniflow.start.moments import SecondMoments
 
 @dataclass(frozen=True)
 class LinearTokenizer:
-    """A linear map to latents and one back to pixels, all float64.
+    """A linear map to latents and those back to pixels and features, all float64.
 
     Attributes:
         encode_weight: (C, F).
         encode_bias: (C,); the latents have mean 0.
         decode_weight: (P, C).
         decode_bias: (P,).
+        feature_weight: (Q, C).
+        feature_bias: (Q,).
         error: mean squared error of each pixel value on the data of the regression, (P,).
         feature_r2: share of the features' variance that the latents explain there; nan without features.
     """
@@ -27,6 +29,8 @@ class LinearTokenizer:
     encode_bias: Tensor
     decode_weight: Tensor
     decode_bias: Tensor
+    feature_weight: Tensor
+    feature_bias: Tensor
     error: Tensor
     feature_r2: float
 
@@ -81,6 +85,8 @@ def solve(
         encode_bias=-moments.input_mean @ directions,
         decode_weight=decode[:pixels],
         decode_bias=moments.target_mean[:pixels],
+        feature_weight=decode[pixels:],
+        feature_bias=moments.target_mean[pixels:],
         error=error[:pixels],
         feature_r2=float(1 - error[pixels:].sum() / features) if features > 0 else float("nan"),
     )

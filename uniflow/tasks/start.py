@@ -15,7 +15,7 @@ from torch import Tensor
 from uniflow.data.base import ImageDataModule
 from uniflow.data.first import FirstImages
 from uniflow.metrics import psnr
-from uniflow.start import Regression, calibrate
+from uniflow.start import Regression, calibrate, set_values
 from uniflow.tasks.base import evaluation_mode, to_unit_range
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> dict[str, flo
             return {}
         begin = time.perf_counter()
         solution = regression.fit(tokenizer, _images(task, _train_batches(trainer), regression.images))
+        if task.feature_head is not None:
+            set_values(task.feature_head, {"weight": solution.feature_weight, "bias": solution.feature_bias})
         seconds = time.perf_counter() - begin
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
         has_val = data is not None and is_overridden("val_dataloader", data, LightningDataModule)

@@ -11,6 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
+from uniflow.bottleneck.layers import last_features
 from uniflow.cpu import fuse_attention
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
@@ -27,6 +28,7 @@ from uniflow.distill import (
 )
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.evaluate import decodings, judge_batch
+from uniflow.layers import ExactLinear
 from uniflow.metrics import Evaluation, Protocol, fingerprint, image_digests
 from uniflow.sharding.shard import is_sharded
 from uniflow.specs import EncoderSpec, LatentSpec
@@ -45,7 +47,7 @@ class TokenizerTask(Task):
     """Layer-wise self-distillation against the frozen original plus the decoder's loss (arXiv 2510.10575).
 
     L = distillation_weight * sum_l w_l d_l + reconstruction_weight * (decoder's losses) + (bottleneck's losses)
-        + (pixel losses, each with its own weight)
+        + (pixel losses, each with its own weight) + latent_feature_weight * |A z + b - LN(H_T^L)|^2
 
     Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1].
 
@@ -62,6 +64,9 @@ class TokenizerTask(Task):
         encoder_lr_multiplier: factor on the encoder's learning rate.
         eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
         protocol: how reconstructions are judged, in validation and test; None is `Protocol()`.
+        latent_feature_weight: weight of a loss that keeps the features in the latents: the mean squared error of the
+            teacher's last hidden state (normalised) as a trained linear map reads it from them. The map belongs to the
+            task, not to the tokenizer; `start: regression` sets it, too. Cheap with a frozen encoder.
         optimizer: parameter groups -> optimizer.
         lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
         activation_checkpointing: see `Task`.
@@ -95,6 +100,7 @@ class TokenizerTask(Task):
         compile_blocks: bool = False,
         start: Literal["random", "regression"] | Regression = "random",
         shortcut_lr_multiplier: float = 0.03,
+        latent_feature_weight: float = 0.0,
     ) -> None:
         super().__init__(optimizer, lr_schedule, activation_checkpointing, compile_blocks)
         if not eval_steps or min(eval_steps) < 1:
@@ -106,6 +112,10 @@ class TokenizerTask(Task):
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.shortcut_lr_multiplier = shortcut_lr_multiplier
+        if not 0 <= latent_feature_weight < float("inf"):
+            raise ValueError(f"latent_feature_weight must be a number of at least 0, got {latent_feature_weight}")
+        self.latent_feature_weight = latent_feature_weight
+        self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)
         self.pixel_losses = nn.ModuleList(pixel_losses or [])
         if start not in ("random", "regression") and not isinstance(start, Regression):
@@ -122,10 +132,16 @@ class TokenizerTask(Task):
         # Outside the module tree: a teacher is no part of a checkpoint, of the optimizer or of a sharded student.
         object.__setattr__(self, "teacher", FrozenTeacher(encoder))
         self.tokenizer = Tokenizer(encoder, bottleneck, make_decoder(bottleneck.spec))
+        if self.latent_feature_weight > 0:
+            latent = bottleneck.spec
+            merged = (latent.patch_size // encoder.spec.patch_size) ** 2
+            self.feature_head = ExactLinear(latent.channels, merged * encoder.spec.embed_dim)
 
     def parts(self) -> Iterator[nn.Module]:
         tokenizer = self.tokenizer
-        return iter([tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *self.pixel_losses, self.teacher])
+        heads = [] if self.feature_head is None else [self.feature_head]
+        networks = [tokenizer.encoder, tokenizer.bottleneck, tokenizer.decoder, *heads]
+        return iter([*networks, *self.pixel_losses, self.teacher])
 
     def on_fit_start(self) -> None:
         self.teacher.to(self.device)
@@ -155,7 +171,7 @@ class TokenizerTask(Task):
     def lr_multiplier(self, name: str) -> float:
         if name.startswith("tokenizer.encoder."):
             return self.encoder_lr_multiplier
-        return self.shortcut_lr_multiplier if ".shortcut." in name else 1.0
+        return self.shortcut_lr_multiplier if ".shortcut." in name or name.startswith("feature_head.") else 1.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
@@ -165,8 +181,13 @@ class TokenizerTask(Task):
         painted, on_pixels = self.decoder_losses(latents, to_unit_range(images))
         terms |= {name: self.reconstruction_weight * loss for name, loss in painted.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
-        if strength > 0 and self.encoder_is_trained:
-            terms["distillation"] = strength * self.distillation_loss(student, images)
+        distills = strength > 0 and self.encoder_is_trained
+        needs_teacher = self.encoder_is_trained and (distills or self.feature_head is not None)
+        teacher = self.teacher(images) if needs_teacher else student  # a frozen student is its own teacher
+        if distills:
+            terms["distillation"] = strength * self.distillation_loss(student, teacher)
+        if self.feature_head is not None:
+            terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms.values()]).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
@@ -193,9 +214,16 @@ class TokenizerTask(Task):
             on_pixels |= losses
         return painted, on_pixels
 
-    def distillation_loss(self, student: EncoderOutput, images: Tensor) -> Tensor:
-        """sum_l w_l d_l between the student's hidden states and the teacher's on `images`."""
-        distances = self.distances(student, self.teacher(images))
+    def latent_feature_loss(self, latents: Tensor, teacher: EncoderOutput) -> Tensor:
+        """Mean squared error of the teacher's normalised last hidden state as read from the latents (B, C, h, w)."""
+        assert self.feature_head is not None
+        target = last_features(teacher, latents.shape[-2]).detach()
+        prediction = self.feature_head(latents.flatten(2).transpose(1, 2))
+        return (prediction - target.to(prediction.dtype)).square().mean()
+
+    def distillation_loss(self, student: EncoderOutput, teacher: EncoderOutput) -> Tensor:
+        """sum_l w_l d_l between the student's hidden states and the teacher's."""
+        distances = self.distances(student, teacher)
         # Every process weighs the layers by the distances of the whole batch, so that the number of processes does
         # not change the loss.
         everywhere = self.trainer.strategy.reduce(distances.detach().clone(), reduce_op="mean")
