@@ -120,7 +120,7 @@ def plain(value: Any) -> Any:
 
 # Part or data module -> what makes it tiny; only what its class takes is used.
 TINY = {
-    "model.encoder": {"weights": None, "embed_dim": 16, "depth": 2, "num_heads": 2, "gradient_checkpointing": False},
+    "model.encoder": {"weights": None, "embed_dim": 16, "depth": 4, "num_heads": 2, "gradient_checkpointing": False},
     "model.decoder": {
         "width": 32,
         "min_width": 32,
@@ -130,6 +130,8 @@ TINY = {
         "flow_depth": 1,
         "head_depth": 1,
     },
+    "model.bottleneck": {"channels": 8},
+    "model.start": {"images": 4, "tokens": 16},
     "data": {
         "train_length": 8,
         "val_length": 4,
@@ -169,9 +171,11 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
     for slot, wanted in TINY.items():
         node: Any = config
         for name in slot.split("."):
-            node = node.get("init_args", {}).get(name, {}) if "class_path" in node else node.get(name, {})
+            node = node.get("init_args", {}).get(name) if "class_path" in node else node.get(name)
+            node = node if isinstance(node, dict) else {}
         taken = node.get("init_args") or {}
-        if slot == "model.encoder" and config["model"].get("init_args", {}).get("start"):
+        model = config["model"]
+        if slot == "model.encoder" and "Pretraining" in model["class_path"] and model["init_args"].get("start"):
             continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
