@@ -160,7 +160,7 @@ def planned_steps(options: argparse.Namespace, fit: Sequence[str]) -> int:
 def _time_a_step(folder: Path, fit: Sequence[str]) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     quick = ["--trainer.max_steps", str(WARMUP_STEPS), "--trainer.limit_val_batches", "0", "--export", "null"]
-    quick += ["--images", "null", "--checkpoint", "null", "--best_checkpoint", "null"]
+    quick += ["--images", "null", "--checkpoint", "null", "--best_checkpoint", "null", "--model.start", "random"]
     _uniflow(*fit, *quick, "--trainer.callbacks+", "benchmarks.real_callbacks.StepSeconds", "--run", str(folder))
     seconds = read_seconds_per_step(folder)
     shutil.rmtree(folder)
