@@ -4,16 +4,20 @@ import json
 from functools import partial
 
 import pytest
+import skimage.data
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from parallel import ForkedFSDP2, needs_sharding
+from PIL import Image
 from tiny import ENCODER, FLOW, REGRESSION, fit, same, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import FSQBottleneck, KLBottleneck, MLPBottleneck
 from uniflow.callbacks import EMA
+from uniflow.data import ImageFolder
 from uniflow.decoders import ConvDecoder, PatchFlowDecoder, ViTDecoder
+from uniflow.encoders import EmbeddedViT
 from uniflow.start import Regression
 
 NECK = partial(MLPBottleneck, channels=8, layers="all", shortcut=True)
@@ -64,6 +68,51 @@ def test_every_decoder_starts_from_the_same_pictures(tmp_path, decoder):
     reference = start(tmp_path)
     assert psnr(found) == pytest.approx(psnr(reference), abs=1e-3)
     assert psnr(found) > psnr(start(tmp_path, start="random", decoder=DECODERS[decoder])) + 1.5
+
+
+def test_on_real_photographs_it_is_far_above_patch_means_before_any_training(tmp_path):
+    """Photographs of scikit-image; the embedded encoder has not seen those that are painted here."""
+    splits = {"train": ("rocket",), "val": ("astronaut", "chelsea"), "test": ("coffee",)}
+    for split, names in splits.items():
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for name in names:
+            photo = Image.fromarray(getattr(skimage.data, name)())
+            photo.resize((320, 256)).save(tmp_path / "photos" / split / f"{name}.png")
+    data = ImageFolder(str(tmp_path / "photos"), size=64, batch_size=1, num_workers=0)
+    neck = partial(MLPBottleneck, channels=64, layers=["embeddings", -1], shortcut=True)
+    encoder, regression = partial(EmbeddedViT, tune="frozen"), Regression(images=64, feature_share=0.05)
+    task = start(tmp_path, data=data, encoder=encoder, start=regression, bottleneck=neck)
+    images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+    painted = task.tokenizer.eval().reconstruct(images, generator=torch.Generator().manual_seed(0)).detach()
+    return -10 * (painted - images / 255).square().mean(dim=(1, 2, 3)).log10().mean().item()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_decoder_starts_from_the_same_pictures(tmp_path, decoder):
+    found = start(tmp_path, decoder=DECODERS[decoder])
+    reference = start(tmp_path)
+    assert psnr(found) == pytest.approx(psnr(reference), abs=1e-3)
+    assert psnr(found) > psnr(start(tmp_path, start="random", decoder=DECODERS[decoder])) + 1.5
+
+
+def test_on_real_photographs_it_is_far_above_patch_means_before_any_training(tmp_path):
+    """Photographs of scikit-image; the embedded encoder has not seen those that are painted here."""
+    crops = {"train": ("rocket", "retina"), "val": ("astronaut", "chelsea", "coffee")}
+    for split, names in crops.items():
+        (tmp_path / split).mkdir()
+        for name in names:
+            Image.fromarray(getattr(skimage.data, name)()).resize((320, 256)).save(tmp_path / split / f"{name}.png")
+    folders = {"root": str(tmp_path / "train"), "val": str(tmp_path / "val")}
+    data = ImageFolder(**folders, size=64, test_fraction=0.5, batch_size=1, num_workers=0)
+    task = start(
+        tmp_path, data=data, encoder=partial(EmbeddedViT, tune="frozen"), start=Regression(images=64, feature_share=0.05),
+        bottleneck=partial(MLPBottleneck, channels=64, layers=["embeddings", -1], shortcut=True),
+    )  # fmt: skip
+    images = torch.cat([batch["image"] for batch in data.val_dataloader()])
+    painted = task.tokenizer.eval().reconstruct(images).detach()
+    coarse = torch.nn.functional.avg_pool2d(images / 255, 8).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    found, flat = (10 * (x - images / 255).square().mean(dim=(1, 2, 3)).log10().mean() for x in (painted, coarse))
+    assert found < flat - 4
 
 
 @pytest.mark.parametrize("make", [partial(KLBottleneck, channels=8), partial(FSQBottleneck, levels=[8] * 8)])
