@@ -140,6 +140,13 @@ TINY = {
         "shuffle_buffer": 2,
     },
 }
+
+
+def _class_name(value: Any) -> str:
+    """The class that a resolved slot names, without its package; nothing for what is not a class."""
+    return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else ""
+
+
 TINY_TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
@@ -166,14 +173,22 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
         given: the command line, whose own options for parts and data stay.
     """
     values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
+    start = config["model"].get("init_args", {}).get("start")
     for slot, wanted in TINY.items():
         node: Any = config
         for name in slot.split("."):
             node = node.get("init_args", {}).get(name, {}) if "class_path" in node else node.get(name, {})
         taken = node.get("init_args") or {}
-        if slot == "model.encoder" and config["model"].get("init_args", {}).get("start"):
+        if slot == "model.encoder" and _class_name(start) == "CopiedWeights":
             continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
+    bottleneck = config["model"].get("init_args", {}).get("bottleneck") or {}
+    layers = (bottleneck.get("init_args") or {}).get("layers")
+    if isinstance(layers, list) and "model.encoder.depth" in values:
+        values["model.encoder.depth"] = max(max(layers) + 2, 2)  # a layer more than those counted from the front
+    if _class_name(start) == "Regression":
+        # No more directions than the tiny encoder has channels.
+        values |= {"model.start.images": 8, "model.bottleneck.channels": 8}
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
     options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
     return [word for name, value in options.items() for word in (f"--{name}", value)]
