@@ -66,10 +66,12 @@ def quickstart(
             return code
     print("\n=== Results")
     code = _command("report", *(str(out / name) for name in RUNS), "--out", str(out / "report"))
+    if code:
+        return code
     seconds = time.perf_counter() - begin
     print(f"\nDone in {seconds / 60:.1f} minutes. Look at {out}/report/comparison.png first.")
     print(f"The tokenizer: {out}/{next(iter(RUNS))}/tokenizer. Training curves: tensorboard --logdir {out}")
-    return code
+    return 0
 
 
 def _command(*arguments: str) -> int:

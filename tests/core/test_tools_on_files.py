@@ -15,6 +15,7 @@ from tiny import ENCODER, FLOW
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.cli import main
+from uniflow.curves import read_curves
 from uniflow.pictures import LARGE, SMALL, comparison_picture
 from uniflow.quickstart import RUNS
 from uniflow.reconstruct import reconstruct
@@ -192,7 +193,7 @@ def test_quickstart_runs_every_control_and_can_be_continued(tmp_path, monkeypatc
     tiny = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--data.train_length", "64"]
     tiny += ["--data.val_length", "24", "--data.test_length", "24", "--data.batch_size", "8", "--data.num_workers", "0"]
     tiny += ["--model.decoder.width", "32", "--model.decoder.num_heads", "2", "--model.decoder.flow_depth", "1"]
-    tiny += ["--trainer.precision", "32-true", "--model.start.images", "64"]
+    tiny += ["--trainer.precision", "32-true", "--trainer.log_every_n_steps", "1", "--model.start.images", "64"]
     arguments = ["quickstart", "--out", str(tmp_path / "q"), "--overrides", json.dumps(tiny)]
     assert main(arguments) == 0
     captured = capfd.readouterr()
@@ -205,11 +206,13 @@ def test_quickstart_runs_every_control_and_can_be_continued(tmp_path, monkeypatc
     for found in results.values():
         assert {"test/psnr", "test/psnr_steps4", "test/probe_teacher", "test/probe_student"} <= found.keys()
     assert results["frozen_encoder"]["test/cosine"] == pytest.approx(1, abs=1e-5)
-    assert results["no_distillation"]["test/cosine"] < 1 - 1e-5
+    logged = {name: read_curves(tmp_path / "q" / name).keys() for name in RUNS}
+    assert [name for name in RUNS if "train/distillation" in logged[name]] == ["adaptive", "last_layer_only"]
+    assert [name for name in RUNS if "start/psnr" in logged[name]] == ["adaptive", "no_distillation", "frozen_encoder"]
     # Two steps in, only a start from a solution paints.
     assert results["adaptive"]["test/psnr"] > results["last_layer_only"]["test/psnr"] + 5
     assert (tmp_path / "q" / "report" / "comparison.png").is_file()
     with Image.open(tmp_path / "q" / "report" / "curves.png") as picture:
-        assert picture.size == (1200, 900)
+        assert picture.size == (1200, 300 * len(RUNS))
     assert main(arguments) == 0
     assert "$ uniflow fit" not in capfd.readouterr().out
