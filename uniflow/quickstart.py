@@ -10,13 +10,13 @@ from uniflow.cli import main
 
 # Run -> what it is, in plain words, and its options. The first is the recipe, the others are its controls.
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "adaptive": ("the recipe: the encoder is trained to paint and held to what it understood before", []),
+    "adaptive": ("the recipe: the encoder learns to keep the picture, and is held to what it understood before", []),
     "no_distillation": (
-        "control: the encoder is trained to paint, and free to forget",
+        "control: the encoder learns to keep the picture, and is free to forget the rest",
         ["--model.distillation_weight", "0"],
     ),
     "frozen_encoder": (
-        "control: the encoder stays as it is, only bottleneck and decoder are trained",
+        "control: the encoder stays as it is; only the way from its features to pictures is trained",
         ["--model.encoder.tune", "frozen"],
     ),
     "last_layer_only": (
