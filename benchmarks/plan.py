@@ -33,7 +33,7 @@ from uniflow.plan import FakeTask, memory_of
 from uniflow.tasks import TokenizerTask
 
 STEPS = 3  # the optimizer makes its states in the first; the third begins with the gradients of the second
-# Name -> encoder, decoder, batch. quickstart: configs/quickstart.yaml with AdamW; the other the paper's decoder.
+# Name -> encoder, decoder, batch. quickstart: recipes/scenes_paper.yaml with AdamW; the other the paper's decoder.
 CASES: dict[str, tuple[Any, Any, tuple[int, ...]]] = {
     "quickstart": (
         partial(SceneViT, weights=None),

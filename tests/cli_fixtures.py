@@ -142,6 +142,13 @@ TINY = {
         "shuffle_buffer": 2,
     },
 }
+
+
+def _class_name(value: Any) -> str:
+    """The class that a resolved slot names, without its package; nothing for what is not a class."""
+    return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else ""
+
+
 TINY_TRAINER = {
     "accelerator": "cpu",
     "devices": 1,
@@ -168,14 +175,14 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
         given: the command line, whose own options for parts and data stay.
     """
     values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
+    start = config["model"].get("init_args", {}).get("start")
     for slot, wanted in TINY.items():
         node: Any = config
         for name in slot.split("."):
             node = node.get("init_args", {}).get(name) if "class_path" in node else node.get(name)
             node = node if isinstance(node, dict) else {}
         taken = node.get("init_args") or {}
-        model = config["model"]
-        if slot == "model.encoder" and "Pretraining" in model["class_path"] and model["init_args"].get("start"):
+        if slot == "model.encoder" and _class_name(start) == "CopiedWeights":
             continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}

@@ -139,30 +139,111 @@ def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.I
     return f"...{text}"
 
 
-def comparison_picture(runs: Mapping[str, Mapping[str, Tensor]], scale: int = 2) -> Image.Image:
+SHOWN = 6  # images of a comparison
+LARGE, SMALL = 256, 128  # their sides in pixels
+
+
+def comparison_picture(
+    runs: Mapping[str, Mapping[str, Tensor]], captions: Mapping[str, str] | None = None, first_large: bool = False
+) -> Image.Image:
     """A labelled picture of several runs on the same images.
 
-    Args:
-        runs: for each run the rows of `tokenizer_rows`, uint8 (B, 3, H, W), of one shape.
-        scale: whole factor by which the images are enlarged.
+    The originals come first and large, with `first_large` the first run's reconstructions under them. Then every run
+    has a row of pairs: its reconstruction, and beside it the student's features; the first pair is the original and the
+    teacher's features.
 
-    Returns:
-        Originals and the teacher's features once, then each run's reconstructions and student's features.
+    Args:
+        runs: for each run the rows of `tokenizer_rows`, uint8 (B, 3, H, W), of one shape; the first 6 images are shown.
+        captions: what else stands beside the rows of each run, and of "teacher"; lines, such as its numbers.
+        first_large: see above.
     """
-    first = next(iter(runs.values()))
-    labelled = [("original", first["original"]), ("teacher's features", first["teacher"])]
-    for name, rows in runs.items():
-        labelled += [(f"{name}: {key}", rows[key]) for key in sorted(rows) if key.startswith("reconstruction")]
-        labelled.append((f"{name}: student's features", rows["student"]))
-    count, height = first["original"].shape[0], first["original"].shape[2] * scale
-    images = torch.cat([row for _, row in labelled])
-    images = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    grid = to_pil_image(make_grid(images, nrow=count, padding=2, pad_value=255))
-    font = ImageFont.load_default(15)
-    margin = 16 + max(int(font.getlength(label)) for label, _ in labelled)
-    picture = Image.new("RGB", (grid.width + margin, grid.height), "white")
-    picture.paste(grid, (margin, 0))
+    notes = captions or {}
+    first = next(iter(runs))
+    painted = {
+        name: min((key for key in rows if key.startswith("reconstruction")), key=_steps) for name, rows in runs.items()
+    }
+    large = [("original", "", runs[first]["original"])]
+    if first_large:
+        large.append((_words(first), f"{painted[first]}\n{notes.get(first, '')}", runs[first][painted[first]]))
+    small = [
+        (
+            "before training",
+            f"the original\n{notes.get('teacher', '')}",
+            runs[first]["original"],
+            runs[first]["teacher"],
+        )
+    ]
+    small += [
+        (_words(name), f"{painted[name]}\n{notes.get(name, '')}", rows[painted[name]], rows["student"])
+        for name, rows in runs.items()
+    ]
+    rows = [(name, note, [_tile(LARGE, image) for image in images[:SHOWN]]) for name, note, images in large]
+    explained = len(rows)
+    rows += [
+        (name, note, [_tile(SMALL, *pair) for pair in zip(left[:SHOWN], right[:SHOWN], strict=True)])
+        for name, note, left, right in small
+    ]
+    return _labelled(rows, {explained: EXPLANATION})
+
+
+EXPLANATION = (
+    "Left of each pair: the reconstruction; PSNR says how near it comes to the original. Right: the encoder's features "
+    "of each patch, in three colours; where they differ from those before training, the encoder has forgotten. Probe: "
+    "images whose class can be named from the features."
+)
+
+
+def _steps(row: str) -> int:
+    """`reconstruction, 4 steps` -> 4."""
+    return int(row.split()[1])
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _tile(side: int, *images: Tensor) -> Image.Image:
+    """Images (3, H, W), uint8, side by side, each brought to `side`."""
+    pictures = [fit_side(image / 255, side) for image in images]
+    tile = Image.new("RGB", (sum(p.width + 2 for p in pictures) - 2, pictures[0].height), "white")
+    for number, picture in enumerate(pictures):
+        tile.paste(picture, (number * (picture.width + 2), 0))
+    return tile
+
+
+def _labelled(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], headings: Mapping[int, str]) -> Image.Image:
+    """Rows of tiles, each with its name and a note to its left; a heading stands above the row of its number."""
+    bold, font, gap = ImageFont.load_default(17), ImageFont.load_default(14), 6
+    labels = [[name, *note.strip().split("\n")] for name, note, _ in rows]
+    margin = 3 * gap + max(int(bold.getlength(line)) for label in labels for line in label)
+    cell = max(tile.width for _, _, tiles in rows for tile in tiles)
+    width = margin + len(rows[0][2]) * (cell + gap)
+    wrapped = {number: _wrapped(text, width - 2 * gap, font) for number, text in headings.items()}
+    heights = [max(tiles[0].height, 22 * len(label)) for (_, _, tiles), label in zip(rows, labels, strict=True)]
+    total = gap + sum(heights) + gap * len(rows) + sum(20 * len(lines) + 2 * gap for lines in wrapped.values())
+    picture = Image.new("RGB", (width, total), "white")
     draw = ImageDraw.Draw(picture)
-    for number, (label, _) in enumerate(labelled):
-        draw.text((8, 2 + number * (height + 2) + height // 2), label, fill="black", font=font, anchor="lm")
+    top = gap
+    for number, ((_, _, tiles), (name, *note), height) in enumerate(zip(rows, labels, heights, strict=True)):
+        for line in wrapped.get(number, []):
+            draw.text((gap, top + gap), line, fill="black", font=font)
+            top += 20
+        top += 2 * gap if number in wrapped else 0
+        draw.text((gap, top), name, fill="black", font=bold)
+        for place, line in enumerate(note):
+            draw.text((gap, top + 24 + 20 * place), line, fill="#444444", font=font)
+        for column, tile in enumerate(tiles):
+            picture.paste(tile, (margin + column * (cell + gap), top))
+        top += height + gap
     return picture
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

@@ -1,4 +1,4 @@
-"""The main job, small and whole: three ways of adapting the embedded encoder, side by side."""
+"""The main job, small and whole: adapting the embedded encoder, with controls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from pathlib import Path
 
 from uniflow.cli import main
 
-RUNS: dict[str, list[str]] = {
-    "adaptive": [],
-    "no_distillation": ["--model.distillation_weight", "0"],
-    "frozen_encoder": ["--model.encoder.tune", "frozen"],
+# Run -> what it is, in plain words, and its options. The first is the recipe, the others are its controls.
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "adaptive": ("the recipe: the encoder learns to keep the picture, and is held to what it understood before", []),
+    "no_distillation": (
+        "control: the encoder learns to keep the picture, and is free to forget the rest",
+        ["--model.distillation_weight", "0"],
+    ),
+    "frozen_encoder": (
+        "control: the encoder stays as it is; only the way from its features to pictures is trained",
+        ["--model.encoder.tune", "frozen"],
+    ),
+    "last_layer_only": (
+        "control: as in the paper, the latents read the last layer alone and begin with random weights",
+        [
+            *("--model.bottleneck.layers", "last", "--model.bottleneck.shortcut", "false"),
+            *("--model.decoder.shortcut", "false", "--model.start", "random"),
+        ],
+    ),
 }
 
 
@@ -20,37 +34,44 @@ def quickstart(
     out: Path = Path("runs/quickstart"),
     overrides: list[str] | None = None,
 ) -> int:
-    """Adapt the embedded encoder on Scenes with adaptive distillation, with none, and frozen; compare the three.
+    """Adapt the embedded encoder on Scenes, by the recipe and in three controls; compare the four.
 
     Every step is an ordinary command, printed before it runs.
 
     Args:
         config: the recipe.
-        out: folder for the three runs and the report; runs that are there already are kept and not repeated.
-        overrides: further options for each `uniflow fit`, such as '["--trainer.max_steps", "50"]'.
+        out: folder for the four runs and the report; runs that are there already are kept and not repeated.
+        overrides: further options for each `uniflow fit`, such as '["--trainer.max_steps", "50"]'; those that make a
+            run the control that it is come after them.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
     """
     if not config.is_file():
         raise FileNotFoundError(f"no recipe {config}: run this in a clone of the repository, or name one with --config")
-    start = time.perf_counter()
-    runs = {name: out / name for name in RUNS}
-    for name, run in runs.items():
+    begin = time.perf_counter()
+    for number, (name, (what, options)) in enumerate(RUNS.items(), start=1):
+        run = out / name
+        print(f"\n=== Run {number} of {len(RUNS)}, {name}\n{what}", flush=True)
         if (run / "test_results.json").is_file():
             print(f"{run} is there already; delete it to run it again")
             continue
         # A run that was killed goes on from its last checkpoint.
         resume = ["--ckpt_path", str(run / "last.ckpt")] if (run / "last.ckpt").is_file() else []
-        options = [*RUNS[name], *(overrides or [])]
-        code = _command("fit", "-c", str(config), "--run", str(run), *options, *resume)
-        code = code or _command("test", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "last.ckpt"))
+        code = _command("fit", "-c", str(config), "--run", str(run), *(overrides or []), *options, *resume)
+        # The report shows the results with plainer names than Lightning's table.
+        test = ("test", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "last.ckpt"), "--verbose", "false")
+        code = code or _command(*test)
         if code:
             return code
-    code = _command("report", *map(str, runs.values()), "--out", str(out / "report"))
-    seconds = time.perf_counter() - start
-    print(f"\n{seconds:.0f} s; pictures of each run: {out}/RUN/images; curves: tensorboard --logdir {out}")
-    return code
+    print("\n=== Results")
+    code = _command("report", *(str(out / name) for name in RUNS), "--out", str(out / "report"))
+    if code:
+        return code
+    seconds = time.perf_counter() - begin
+    print(f"\nDone in {seconds / 60:.1f} minutes. Look at {out}/report/comparison.png first.")
+    print(f"The tokenizer: {out}/{next(iter(RUNS))}/tokenizer. Training curves: tensorboard --logdir {out}")
+    return 0
 
 
 def _command(*arguments: str) -> int:

@@ -11,7 +11,8 @@ from uniflow.ablation.write import write_report
 def report(runs: list[Path], out: Path = Path("report")) -> None:
     """Compare the test results of runs: report.html with tables, pictures and plots, report.md, results.csv.
 
-    Runs whose configurations differ in nothing but the seed are one variant, shown by mean and standard deviation.
+    Runs whose configurations differ in nothing but the seed are one variant, shown by mean and standard deviation. The
+    first run's reconstructions are shown largest.
 
     Args:
         runs: folders of runs that `uniflow test` has been through.
@@ -20,4 +21,4 @@ def report(runs: list[Path], out: Path = Path("report")) -> None:
     Raises:
         FileNotFoundError: if a run has no test results.
     """
-    write_report(study_of_folders(runs, out), out)
+    write_report(study_of_folders(runs, out), out, first_large=True)

@@ -74,7 +74,10 @@ def print_summary(tokenizer: Tokenizer, image_size: int | tuple[int, int] | None
     """Print `model_summary` as a table."""
     size = image_size or tokenizer.encoder.spec.image_size
     height, width = size if isinstance(size, tuple) else (size, size)
-    table = Table(title=f"one image of {height} x {width} pixels, one decoding step")
+    table = Table(
+        title="parts of the tokenizer",
+        caption=f"GFLOP: 10^9 operations, one image of {height} x {width} pixels, 1 step",
+    )
     table.add_column("part")
     table.add_column("class")
     for column in ("parameters", "trained", "GFLOP"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from uniflow.cli import RUNS, TOOLS, main
+from uniflow.cli.progress import TerminalProgress
 from uniflow.version import __version__
 
 SCRIPT = Path(sys.executable).parent / "uniflow"
@@ -73,3 +75,11 @@ def test_help_of_fit(uniflow) -> None:
         "--images",
     ):
         assert name in out
+
+
+@pytest.mark.parametrize(("last", "shown"), [(-1, "Epoch 2"), (None, "Epoch 2"), (5, "Epoch 2/4")])
+def test_a_bar_names_the_last_epoch_where_there_is_one(last: int | None, shown: str) -> None:
+    bar = TerminalProgress()
+    bar._trainer = SimpleNamespace(max_epochs=last)  # type: ignore[assignment]
+    assert bar._get_train_description(2).strip() == shown
+    assert bar.sanity_check_description == "Trying validation"

@@ -56,6 +56,15 @@ KNOWN = {
         Metric("test/psnr_patch_mean", "PSNR of patch means", "none", decimals=2, unit=" dB"),
     )
 }
+# What they are, for somebody who meets them for the first time.
+MEANINGS = {
+    "test/probe_teacher": "images whose class a linear classifier names, from the encoder's features before training",
+    "test/probe_student": "the same from its features after training: what it still understands",
+    "test/cosine": "how alike those two are; 1 is the same",
+    "test/psnr": "how near reconstructions come to the images, by their squared error; in one step of the decoder",
+    "test/ssim": "the same by structure and contrast; 1 is equal",
+    "test/psnr_patch_mean": "what each patch in its mean colour reaches, for comparison",
+}
 # Shown by ablations that name them.
 FURTHER = {
     metric.key: metric

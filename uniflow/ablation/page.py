@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from uniflow.ablation.plots import Plot, to_svg
-from uniflow.ablation.study import Study, caveats, protocol_warning
+from uniflow.ablation.study import Study, caveats, glossary, protocol_warning
 from uniflow.ablation.tables import Table, failures_table, layers_table, means_table, options_table, runs_table
 from uniflow.pictures import row_png
 
@@ -71,7 +71,7 @@ def _section(title: str, *tables: Table | None) -> str:
 def _results(study: Study) -> str:
     if not study.finished:
         return "<h2>Results</h2>\n<p>No run has finished yet.</p>"
-    notes = "".join(f"<li>{html.escape(line)}</li>" for line in caveats(study))
+    notes = "".join(f"<li>{html.escape(line)}</li>" for line in [*caveats(study), *glossary(study)])
     return _section("Results", means_table(study)) + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
 
 

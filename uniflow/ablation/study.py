@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from uniflow.ablation.metrics import Metric
+from uniflow.ablation.metrics import MEANINGS, Metric
 from uniflow.ablation.state import FINISHED
 
 
@@ -147,6 +147,12 @@ def _close(left: Summary, right: Summary) -> bool:
     """Whether two means differ by no more than the larger of the known spreads."""
     spreads = [spread for spread in (left.spread, right.spread) if spread is not None]
     return bool(spreads) and abs(left.mean - right.mean) <= max(spreads)
+
+
+def glossary(study: Study) -> list[str]:
+    """What the columns of a study mean, one line for each that the reports have words for."""
+    shown = study.shown_metrics()
+    return [f"{metric.title}: {MEANINGS[metric.key]}." for metric in shown if metric.key in MEANINGS]
 
 
 def protocol_warning(study: Study) -> str | None:

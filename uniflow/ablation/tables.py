@@ -39,6 +39,13 @@ class Table:
         lines = [_markdown_row(self.header), "|" + "---|" * len(self.header)]
         return "\n".join([*lines, *map(_markdown_row, self.rows)])
 
+    def text(self) -> str:
+        """For a terminal: columns in line, turned on its side where that is narrower; `Best` with an asterisk."""
+        grid = [[f"{c} *" if isinstance(c, Best) else c for c in row] for row in (self.header, *self.rows)]
+        grid = min(grid, [list(column) for column in zip(*grid, strict=True)], key=_width)
+        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+        return "\n".join(_text_row(row, widths) for row in grid)
+
     def html(self) -> str:
         """The table in a container of its own that scrolls, so that the page never does sideways."""
         kind = ' class="numbers"' if self.numbers else ""
@@ -127,6 +134,15 @@ def write_csv(study: Study, path: Path) -> None:
             numbers = [outcome.results.get(key) for key in metrics]
             progress = [outcome.state, outcome.steps, seconds, *([outcome.protocol] if protocol else [])]
             writer.writerow([outcome.variant, outcome.seed, *settings, *progress, *numbers])
+
+
+def _width(grid: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in zip(*grid, strict=True))
+
+
+def _text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = (f"{c:{'>' if number else '<'}{w}}" for number, (c, w) in enumerate(zip(cells, widths, strict=True)))
+    return "  ".join([first, *rest]).rstrip()
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

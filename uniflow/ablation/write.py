@@ -8,21 +8,28 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from uniflow.ablation.metrics import KNOWN, RECONSTRUCTION, UNDERSTANDING
 from uniflow.ablation.page import failed_line, html_page
 from uniflow.ablation.plots import Plot, plots, to_png
-from uniflow.ablation.study import Study, caveats, protocol_warning
+from uniflow.ablation.study import Study, caveats, glossary, protocol_warning
 from uniflow.ablation.tables import failures_table, layers_table, means_table, options_table, runs_table, write_csv
 from uniflow.curves import plot_curves, read_curves
 from uniflow.pictures import comparison_picture
 
 
-def write_report(study: Study, out: Path) -> None:
-    """Write all files of a report into `out`, and the table of means to standard output."""
+def write_report(study: Study, out: Path, first_large: bool = False) -> None:
+    """Write all files of a report into `out`, and the table of means to standard output.
+
+    Args:
+        study: the runs.
+        out: folder for the files.
+        first_large: show the first variant's reconstructions larger than the others' in comparison.png.
+    """
     out.mkdir(parents=True, exist_ok=True)
     write_csv(study, out / "results.csv")
     pictures = _pictures(study)
     if pictures:
-        comparison_picture(_of_one_shape(pictures)).save(out / "comparison.png")
+        comparison_picture(_of_one_shape(pictures), _captions(study), first_large).save(out / "comparison.png")
     drawn, note = _plots(study)
     pareto = next((plot for plot in drawn if plot.title == "Understanding against reconstruction"), None)
     if pareto is not None:
@@ -30,11 +37,23 @@ def write_report(study: Study, out: Path) -> None:
     curves = plot_curves({name: group[0].folder for name, group in study.variants.items()}, out / "curves.png")
     (out / "report.html").write_text(html_page(study, drawn, note, pictures), encoding="utf-8")
     images = {"comparison.png": bool(pictures), "pareto.png": pareto is not None, "curves.png": curves}
-    text = markdown(study, [name for name, exists in images.items() if exists])
-    (out / "report.md").write_text(text, encoding="utf-8")
-    print(text + (f"\n{note}" if note else ""))
-    for name in ("report.html", "report.md", "results.csv", *(name for name, exists in images.items() if exists)):
-        print(out / name)
+    shown = [name for name, exists in images.items() if exists]
+    (out / "report.md").write_text(markdown(study, shown), encoding="utf-8")
+    print(terminal(study) + (f"\n\n{note}" if note else ""))
+    print(f"\nTables, pictures and plots: {', '.join(str(out / name) for name in ('report.html', *shown))}")
+    print(f"The same as text: {out / 'report.md'}, {out / 'results.csv'}")
+
+
+def terminal(study: Study) -> str:
+    """The results as a terminal shows them: the table of means, what it does not show, and what its columns mean."""
+    parts = [protocol_warning(study), failed_line(study)]
+    if study.finished:
+        table = means_table(study).text()
+        parts += [table + ("\n* the best of the runs" if " *" in table else "")]
+        parts += ["\n".join(caveats(study)), "\n".join(glossary(study))]
+    else:
+        parts.append("No run has finished yet.")
+    return "\n" + "\n\n".join(part for part in parts if part)
 
 
 def markdown(study: Study, images: list[str]) -> str:
@@ -46,7 +65,7 @@ def markdown(study: Study, images: list[str]) -> str:
     """
     parts = [f"# {study.title}", study.description.strip(), protocol_warning(study), failed_line(study)]
     if study.finished:
-        parts += [means_table(study).markdown(), "\n".join(f"- {line}" for line in caveats(study))]
+        parts += [means_table(study).markdown(), "\n".join(f"- {line}" for line in [*caveats(study), *glossary(study)])]
     else:
         parts.append("No run has finished yet.")
     for heading, table in (
@@ -80,6 +99,18 @@ def _pictures(study: Study) -> dict[str, dict[str, Tensor]]:
         if file is not None:
             found[name] = load_file(file)
     return found
+
+
+def _captions(study: Study) -> dict[str, str]:
+    """For each variant, and for "teacher", its numbers in a picture: how well it paints, how much it understands."""
+    found: dict[str, list[str]] = {}
+    for key, word in ((RECONSTRUCTION, "PSNR"), (UNDERSTANDING, "probe")):
+        for name, summary in study.summaries(key).items():
+            found.setdefault(name, []).append(f"{word} {KNOWN[key].show(summary.mean)}")
+    teacher = study.summaries("test/probe_teacher")
+    if teacher:
+        found["teacher"] = [f"probe {KNOWN['test/probe_teacher'].show(next(iter(teacher.values())).mean)}"]
+    return {name: "\n".join(lines) for name, lines in found.items()}
 
 
 def _of_one_shape(pictures: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:

@@ -54,7 +54,9 @@ class LatentStatistics(Callback):
         if data is None or not is_overridden(f"{self.split}_dataloader", data, LightningDataModule):
             rank_zero_info(f"there is no {self.split} data: the tokenizer gets no latent statistics")
             return
-        rank_zero_info(f"measuring mean and standard deviation of the latents on the {self.split} data")
+        rank_zero_info(
+            f"measuring mean and standard deviation of the latents ({self.split} split), which the tokenizer keeps"
+        )
         batches = split_batches(data, self.split)
         share = rank_share(self.max_images, trainer.global_rank, trainer.world_size)
         with _as_evaluated(trainer, pl_module):

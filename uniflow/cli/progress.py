@@ -12,7 +12,20 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 def progress_bar() -> ProgressBar:
     """The bar that suits standard output."""
-    return RichProgressBar(leave=True) if sys.stdout.isatty() else LogProgress()
+    return TerminalProgress(leave=True) if sys.stdout.isatty() else LogProgress()
+
+
+class TerminalProgress(RichProgressBar):
+    """Lightning's bar, with words for what it calls "Sanity Checking", and no "Epoch 0/-2" without a last epoch."""
+
+    @property
+    def sanity_check_description(self) -> str:
+        return "Trying validation"
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs
+        described = f"Epoch {current_epoch}" + (f"/{last - 1}" if last is not None and last > 0 else "")
+        return f"{described:{len(self.validation_description)}}"
 
 
 class LogProgress(ProgressBar):

@@ -18,12 +18,25 @@ _WARNINGS = (
 )
 _LOGS = (
     "Tip:",
+    "Seed set to",  # which stands in config.yaml, as does the precision
+    "Automatic Mixed Precision (AMP)",
+    "GPU available: False",  # of a GPU that is there it is told whether it is used
+    "`Trainer.fit` stopped: `max_steps=",  # the line before says so: step 600/600
+    "`Trainer.fit` stopped: `max_epochs=",
+    "Restoring states from the checkpoint path",  # that they have been restored is told, too
     "TPU available",
     "HPU available",
     "litlogger",
     "litmodels",
     "was configured so",
     "Trainer already configured with model summary",
+)
+
+_LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
 )
 
 
@@ -40,7 +53,7 @@ def quiet() -> None:
     """Filter the messages. Idempotent."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in _LOGGERS:
         logger = logging.getLogger(name)
         if _DROP not in logger.filters:
             logger.addFilter(_DROP)

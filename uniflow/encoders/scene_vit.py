@@ -40,7 +40,7 @@ class ConvStem(PatchEmbed):
 
 
 class SceneViT(TimmEncoder):
-    """A small ViT for 64-pixel images, trained on `uniflow.data.Scenes`; the encoder of the quickstart and of tests.
+    """A small ViT for 64-pixel images, trained on `uniflow.data.Scenes`; the encoder of the ablations and of tests.
 
     The architecture is timm's `vit_tiny_patch16_224` in other sizes, with one class token and a convolutional stem,
     which learns shapes from fewer pictures. The defaults of the size are those of the packaged weights.

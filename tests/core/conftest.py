@@ -1,0 +1,1 @@
+from cli_fixtures import fit_parser, resolve  # noqa: F401
