@@ -236,7 +236,11 @@ def test_other_weights_of_that_loss_are_refused(value):
 
 
 def test_shortcuts_have_a_learning_rate_of_their_own():
-    task = tiny_task(bottleneck=NECK, decoder=DECODERS["flow"], shortcut_lr_multiplier=0.2, latent_feature_weight=0.1)
+    parts = {"bottleneck": NECK, "decoder": DECODERS["flow"], "latent_feature_weight": 0.1}
+    random = tiny_task(shortcut_lr_multiplier=0.2, **parts)
+    random.configure_model()
+    assert {random.lr_multiplier(name) for name, _ in random.named_parameters()} == {1.0}
+    task = tiny_task(start="regression", shortcut_lr_multiplier=0.2, **parts)
     task.configure_model()
     factors = {name: task.lr_multiplier(name) for name, _ in task.named_parameters()}
     assert {name for name, factor in factors.items() if factor == 0.2} == {

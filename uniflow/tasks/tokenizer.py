@@ -74,8 +74,8 @@ class TokenizerTask(Task):
         start: "random" weights of bottleneck and decoder, or "regression", the best linear tokenizer in closed form,
             with the defaults of `uniflow.start.Regression`, or that class with other settings. Bottleneck and decoder
             need `shortcut: true` for it. Not repeated when a run is resumed.
-        shortcut_lr_multiplier: factor on the learning rate of the shortcuts of bottleneck and decoder: at the rate of
-            random weights, what a regression has solved is lost in a few steps.
+        shortcut_lr_multiplier: factor on the learning rate of what a regression start has solved, the shortcuts of
+            bottleneck and decoder: at the rate of random weights it is lost in a few steps.
     """
 
     tokenizer: Tokenizer
@@ -171,7 +171,8 @@ class TokenizerTask(Task):
     def lr_multiplier(self, name: str) -> float:
         if name.startswith("tokenizer.encoder."):
             return self.encoder_lr_multiplier
-        return self.shortcut_lr_multiplier if ".shortcut." in name or name.startswith("feature_head.") else 1.0
+        solved = self.start is not None and (".shortcut." in name or name.startswith("feature_head."))
+        return self.shortcut_lr_multiplier if solved else 1.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
