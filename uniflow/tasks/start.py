@@ -59,10 +59,11 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> dict[str, flo
             "start/psnr": _psnr(task, _images(task, judged, JUDGED_IMAGES)),
             "start/feature_r2": solution.feature_r2,
         }
+    judged_on = "validation" if has_val else "training"
     rank_zero_info(
-        f"start: regression on {regression.images} images in {seconds:.0f} s: PSNR {results['start/psnr']:.2f} dB "
-        f"({'validation' if has_val else 'training'} images, 1 step); the latents explain "
-        f"{100 * solution.feature_r2:.0f} % of the last hidden state's variance"
+        f"start: regression on {regression.images} images, {seconds:.0f} s; before any training the tokenizer "
+        f"reconstructs {judged_on} images at {results['start/psnr']:.2f} dB (PSNR, 1 step), and its latents explain "
+        f"{100 * solution.feature_r2:.0f} % of the variance of the encoder's last features"
     )
     if task.logger is not None:
         task.logger.log_metrics(results, step=0)
