@@ -13,7 +13,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "adaptive": ("the recipe: the encoder learns to keep the picture, and is held to what it understood before", []),
     "no_distillation": (
         "control: the encoder learns to keep the picture, and is free to forget the rest",
-        ["--model.distillation_weight", "0"],
+        ["--model.distillation_weight", "0", "--model.latent_feature_weight", "0"],
     ),
     "frozen_encoder": (
         "control: the encoder stays as it is; only the way from its features to pictures is trained",
@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         "control: as in the paper, the latents read the last layer alone and begin with random weights",
         [
             *("--model.bottleneck.layers", "last", "--model.bottleneck.shortcut", "false"),
-            *("--model.decoder.shortcut", "false", "--model.start", "random"),
+            *("--model.decoder.shortcut", "false", "--model.start", "random", "--model.latent_feature_weight", "0"),
         ],
     ),
 }

@@ -172,9 +172,9 @@ def test_the_quickstarts_controls_change_what_they_should(resolve, monkeypatch):
         }
 
     for name, changed in {
-        "no_distillation": {"distillation_weight": 0},
+        "no_distillation": {"distillation_weight": 0, "latent_feature_weight": 0},
         "frozen_encoder": {"tune": "frozen"},
-        "last_layer_only": {"layers": "last", "shortcut": False, "start": "random"},
+        "last_layer_only": {"layers": "last", "shortcut": False, "start": "random", "latent_feature_weight": 0},
     }.items():
         control = model(name)
         assert without(control, *changed) == without(recipe, *changed)
