@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from PIL import Image
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from uniflow import Tokenizer
@@ -41,6 +42,8 @@ SIDES = (160, 256, 400, 720)  # short sides that a photograph is brought to, whe
 TILE = 256  # side of the tiles that they are cut into
 TILES = 6  # most tiles of a photograph at one size
 SCENES, SCENE_SIDES = 300, (128, 256)
+OWN_SIZE = 256  # side in pixels that the packaged encoder names as its own
+POSITIONS = "encoder.model.pos_embed"
 SIZES = (64, 128, 256, 512)  # of the squares that are measured on
 WIDE = (192, 320)  # height and width of the picture that is not square
 
@@ -129,18 +132,24 @@ def _save(image: Tensor, path: Path) -> None:
 
 
 def package(tokenizer: Path, target: Path) -> None:
-    """Write a tokenizer's folder anew with float16 weights; a card that is there already stays.
+    """Write a tokenizer's folder anew: float16 weights, an encoder made for `OWN_SIZE`. A card that is there stays.
+
+    The encoder's position embedding is resampled to the grid of `OWN_SIZE`, as the encoder itself does for pictures of
+    that size; it is what tools take where they are told no size.
 
     Raises:
         ValueError: if a weight is too large for float16.
     """
     model = Tokenizer.from_pretrained(tokenizer)
-    state = {
-        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
+    config, state = model.config(), dict(model.state_dict())
+    config["encoder"]["init_args"]["image_size"] = OWN_SIZE
+    grid = [OWN_SIZE // model.encoder.spec.patch_size] * 2
+    state[POSITIONS] = resample_abs_pos_embed(state[POSITIONS], grid, num_prefix_tokens=1)
+    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if large := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise ValueError(f"{large[0]} does not fit into float16")
-    write_directory(target, model.config(), state)
+    write_directory(target, config, state)
+    Tokenizer.from_pretrained(target)  # says what does not fit
 
 
 @torch.inference_mode()
