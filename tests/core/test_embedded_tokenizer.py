@@ -35,7 +35,7 @@ def reconstruction_psnr(tokenizer, image):
 def test_it_is_small_and_has_its_card():
     assert (FOLDER / "model.safetensors").stat().st_size <= 5 * MEGABYTE
     card = (FOLDER / "README.md").read_text()
-    for word in ("benchmarks/embedded_tokenizer.py", "licence", "held-out", "dB"):
+    for word in ("benchmarks/embedded_tokenizer.py", "Licence: Apache-2.0", "held-out", "dB"):
         assert word in card, word
 
 
@@ -54,20 +54,20 @@ def test_any_size(tokenizer, size):
     assert tokenizer.reconstruct(images).shape == images.shape
 
 
-# Measured 2026-11-25; the bounds leave 0.5 dB.
-@pytest.mark.parametrize(("name", "at_256"), [("astronaut", 30.0), ("chelsea", 30.0), ("coffee", 30.0)])
+# Measured 2026-11-25: 36.0, 41.3 and 36.6 dB.
+@pytest.mark.parametrize(("name", "at_256"), [("astronaut", 35.5), ("chelsea", 40.5), ("coffee", 36.0)])
 def test_photographs_at_its_own_size_and_at_twice_that(tokenizer, name, at_256):
     image = picture(name)
     own = reconstruction_psnr(tokenizer, CenterCrop(256)(image))
     assert own >= at_256
-    # The same pixels as part of a larger picture: unseen positions cost less than 1 dB.
+    # The same pixels as part of a larger picture: unseen positions cost next to nothing.
     doubled = CenterCrop(512)(image)
     with torch.inference_mode():
         noise = torch.zeros(1, 3, 512, 512)
         whole = tokenizer.reconstruct(doubled[None], noise=noise)
         alone = tokenizer.reconstruct(doubled[None, :, 256:, 256:], noise=noise[..., 256:, 256:])
     target = doubled[None, :, 256:, 256:].float() / 255
-    assert psnr(whole[..., 256:, 256:], target) >= psnr(alone, target) - 1
+    assert psnr(whole[..., 256:, 256:], target) >= psnr(alone, target) - 0.5
 
 
 def test_its_features_are_those_of_the_encoder_it_started_from(tokenizer):
@@ -75,7 +75,7 @@ def test_its_features_are_those_of_the_encoder_it_started_from(tokenizer):
     images = torch.stack([scenes[i]["image"] for i in range(8)])
     with torch.inference_mode():
         own, original = (encoder(images).hidden_states[-1] for encoder in (tokenizer.encoder, EmbeddedViT().eval()))
-    assert torch.cosine_similarity(own, original, dim=-1).mean() > 0.9
+    assert torch.cosine_similarity(own, original, dim=-1).mean() > 0.97
 
 
 def test_reconstruct_takes_it_by_default(tmp_path, capsys):
