@@ -140,7 +140,7 @@ def evaluate(
     """Judge a tokenizer by the evaluation protocol, on pictures or a data module's test split.
 
     Args:
-        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or a hub id.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or a hub id.
         images: pictures, or folders of them.
         data: a data module in place of pictures, such as configs/data/scenes.yaml; its own crops and batches are used.
         out: folder for `results.json`, `images.csv` with one row a picture, `slices.csv` and `worst.png`; none by

@@ -37,7 +37,7 @@ def export(
     """Write a tokenizer's `encode` and `decode` as programs, each checked against the tokenizer itself.
 
     Args:
-        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or its name on the hub.
         out: folder for encode.pt2 and decode.pt2 (torch.export), encode.onnx and decode.onnx.
         format: which of the two formats to write.
         size: side, or [height, width], in pixels of the images to trace with; by default the encoder's pretraining

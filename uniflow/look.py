@@ -105,7 +105,7 @@ def look(
     """Show what a tokenizer makes of a picture: features, similarity, latents, errors; sheet and PNGs of its own each.
 
     Args:
-        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or a hub id.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or a hub id.
         image: the picture.
         out: folder for `look.png` and the single pictures.
         layers: numbers of the encoder's layers, 1 = first as in the logs, -1 = last; by default four, evenly spaced.

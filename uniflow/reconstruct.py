@@ -14,12 +14,13 @@ from uniflow.data.transforms import resize_short_side
 from uniflow.evaluate import pick_device
 from uniflow.metrics import psnr, ssim
 from uniflow.pictures import rows_to_grid, save_picture
+from uniflow.pretrained import DEFAULT
 from uniflow.tokenizer import Tokenizer
 
 
 def reconstruct(
     images: list[Path],
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path = DEFAULT,
     out: Path = Path("reconstructions"),
     steps: int = 1,
     size: int | None = None,
@@ -33,7 +34,8 @@ def reconstruct(
 
     Args:
         images: image files, or folders of them.
-        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub; by default the small one
+            in this package.
         out: folder for the pictures; NAME.png holds the original on the left, the reconstruction on the right.
         steps: sampler steps of a flow decoder.
         size: short side in pixels to which pictures are resized first; by default the size that the encoder was
@@ -45,10 +47,8 @@ def reconstruct(
         global_context: whether the decoder's global part sees the whole picture at once.
 
     Raises:
-        ValueError: if no tokenizer is named, none of the images can be read, or the overlap does not fit the tile.
+        ValueError: if none of the images can be read, or the overlap does not fit the tile.
     """
-    if tokenizer is None:
-        raise ValueError("name the tokenizer: --tokenizer RUN/tokenizer")
     model = Tokenizer.from_pretrained(tokenizer)
     place = pick_device(device)
     model.to(place)

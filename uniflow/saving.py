@@ -103,7 +103,7 @@ def fetch_directory(
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(
             f"{nothing} it is no name on Hugging Face's hub either: give a directory with {CONFIG_NAME}, "
-            "a checkpoint, or a name such as organisation/name"
+            "a checkpoint, a name such as organisation/name, or embedded, the tokenizer in the package"
         )
     files = [CONFIG_NAME, WEIGHTS_NAME]
     try:

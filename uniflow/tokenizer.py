@@ -18,6 +18,7 @@ from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.latent_statistics import NormalizedLatents
 from uniflow.part import build_part, constructor_arguments, import_part, one_line, part_config
+from uniflow.pretrained import packaged
 from uniflow.saving import (
     AllocationLimit,
     fetch_directory,
@@ -308,13 +309,14 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
     ) -> Self:
         """Load a tokenizer, in evaluation mode, in float32, on the CPU. No teacher is built, no code is loaded.
 
-        A `path` that exists is read, and nothing is fetched. Else it is looked up on Hugging Face's hub, or offline in
-        its cache; `config.json` and `model.safetensors` are all that is fetched. For parts of one's own see
-        `uniflow.part.import_part`.
+        A `path` that exists is read, so a folder called `embedded` wins over the tokenizer in the package. Else, but
+        for "embedded", it is looked up on Hugging Face's hub, or offline in its cache; `config.json` and
+        `model.safetensors` are all that is fetched. For parts of one's own see `uniflow.part.import_part`.
 
         Args:
-            path: a directory made by `save_pretrained`, a checkpoint of `uniflow fit`, or "organisation/name" on the
-                hub; of a checkpoint with averaged weights (EMA) these are taken.
+            path: a directory made by `save_pretrained`, a checkpoint of `uniflow fit`, "embedded", the small tokenizer
+                in this package (`uniflow.pretrained`), or "organisation/name" on the hub; of a checkpoint with
+                averaged weights (EMA) these are taken.
             revision: branch, tag or commit on the hub.
             cache_dir: folder of the hub's cache.
             token: of a private repository on the hub.
@@ -328,7 +330,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         """
         place = Path(path)
         if not (place.is_dir() or place.is_file()):
-            place = fetch_directory(
+            place = packaged(os.fspath(path)) or fetch_directory(
                 os.fspath(path),
                 revision=revision,
                 cache_dir=cache_dir,

@@ -74,7 +74,7 @@ def test_bad_calls_give_one_line(tmp_path, tokenizer, capsys):
     for arguments, message in [
         (["reconstruct", "nowhere.png", "--tokenizer", str(tokenizer)], "none of the 1 given paths"),
         (["reconstruct", "nowhere.png", "--tokenizer", str(tmp_path / "none")], "no tokenizer at"),
-        (["reconstruct", "nowhere.png"], "name the tokenizer"),
+        (["reconstruct", "nowhere.png", "--tokenizer", "nothing"], "no tokenizer at nothing"),
         (["report", str(tmp_path)], "has no test_results.json"),
         (["summary", str(tmp_path / "none")], "no tokenizer at"),
         (["quickstart", "--config", "none.yaml"], "no recipe none.yaml"),

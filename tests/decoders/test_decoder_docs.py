@@ -46,7 +46,7 @@ def test_every_command_parses_and_those_with_own_parts_train(project, resolve, u
     (project / "my_losses.py").write_text(LOSS)
     (project / "my_decoder.py").write_text(DECODER)
     write_lpips(project / "lpips_vgg16.safetensors", "vgg16")
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     for line in COMMANDS:
         words = shlex.split(line)[1:]
         config = resolve(*words[1:])

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from uniflow.decoders.base import Window, cut
 from uniflow.init import preserve_variance_
 
+# Of each image, the row and column of a larger grid at which its own begins.
+Offsets = list[tuple[int, int]]
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3 p^2): patches row-major; within a patch channel slowest, then row, then column."""
@@ -50,11 +53,21 @@ class PositionEmbedding(nn.Module):
         width: channels of the tokens.
         learned_grid: None for fixed sines and cosines, computed for each grid; a grid (rows, columns) for a trained
             table of that size, which starts as sines and cosines and is resized bicubically for other grids.
+        shift: most rows and columns by which `draw_offsets` moves the grid of an image; fixed embeddings only.
+
+    Raises:
+        ValueError: if `shift` is negative, or above 0 with a `learned_grid`.
     """
 
-    def __init__(self, width: int, learned_grid: tuple[int, int] | None = None) -> None:
+    def __init__(self, width: int, learned_grid: tuple[int, int] | None = None, shift: int = 0) -> None:
         super().__init__()
-        self.width = width
+        if shift < 0:
+            raise ValueError(f"position_shift must be at least 0, got {shift}")
+        if shift and learned_grid is not None:
+            raise ValueError(
+                "position_shift moves fixed position embeddings: leave learned_grid null, or position_shift 0"
+            )
+        self.width, self.shift = width, shift
         # A saved config is JSON, where a tuple comes back as a list, which equals no grid.
         self.learned_grid = None if learned_grid is None else (learned_grid[0], learned_grid[1])
         self.table: nn.Parameter | None = None
@@ -62,19 +75,36 @@ class PositionEmbedding(nn.Module):
             self.table = nn.Parameter(sincos_2d(width, learned_grid))
         self._cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int], window: Window | None = None) -> Tensor:
+    def draw_offsets(self, images: int) -> Offsets | None:
+        """For each image a random place (row, column) of its grid, each from 0 to `shift`; in training only.
+
+        Positions that only larger pictures have are trained so. None, and no random number drawn, otherwise.
+        """
+        if not (self.training and self.shift):
+            return None
+        return [(row, column) for row, column in torch.randint(self.shift + 1, (images, 2)).tolist()]
+
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], window: Window | None = None, offsets: Offsets | None = None
+    ) -> Tensor:
         """`tokens` plus the embedding of their places.
 
         Args:
             tokens: (B, h w, width), or those of the window only.
             grid: (h, w) of the whole picture.
             window: the rows and columns that the tokens are of; None is all of them.
+            offsets: the place of each image's first row and column, see `draw_offsets`; None is (0, 0) for all.
         """
-        embedding = self._embedding(grid, tokens.device, tokens.dtype)
-        if window is not None:
-            places = rearrange(embedding, "1 (h w) c -> 1 h w c", h=grid[0])[:, window[0], window[1]]
-            embedding = rearrange(places, "1 h w c -> 1 (h w) c")
-        return tokens + embedding
+        if window is None and offsets is None:
+            return tokens + self._embedding(grid, tokens.device, tokens.dtype)
+        rows, columns = window or (slice(0, grid[0]), slice(0, grid[1]))
+        largest = grid if offsets is None else (grid[0] + self.shift, grid[1] + self.shift)
+        whole = self._embedding(largest, tokens.device, tokens.dtype).unflatten(1, largest)[0]
+        cuts = [
+            whole[rows.start + down : rows.stop + down, columns.start + right : columns.stop + right].flatten(0, 1)
+            for down, right in offsets or [(0, 0)]
+        ]
+        return tokens + torch.stack(cuts)
 
     def _embedding(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
         """The embedding of a whole grid, (1, h w, width)."""
@@ -110,32 +140,41 @@ class GlobalStage(nn.Module):
         depth: number of global transformer blocks.
         num_heads: attention heads; divides `width`.
         learned_grid: see `PositionEmbedding`.
+        position_shift: `shift` of both position embeddings, which get the same offsets.
 
     Raises:
-        ValueError: if `num_heads` does not divide `width`.
+        ValueError: if `num_heads` does not divide `width`, or the embedding cannot be shifted.
     """
 
     def __init__(
-        self, channels: int, width: int, depth: int, num_heads: int, learned_grid: tuple[int, int] | None = None
+        self,
+        channels: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        learned_grid: tuple[int, int] | None = None,
+        position_shift: int = 0,
     ) -> None:
         super().__init__()
         if width % num_heads:
             raise ValueError(f"the decoder's width {width} must be divisible by its num_heads {num_heads}")
         self.up = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
         preserve_variance_(*(layer for layer in self.up if isinstance(layer, nn.Linear)))
-        self.position_in = PositionEmbedding(width, learned_grid)
+        self.position_in = PositionEmbedding(width, learned_grid, position_shift)
         self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth)
         )
-        self.position_out = PositionEmbedding(width, learned_grid)
+        self.position_out = PositionEmbedding(width, learned_grid, position_shift)
 
     def forward(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """Latents (B, channels, h, w) -> condition (B, h w, width); of a `window` of them, seeing nothing else."""
         grid = (latents.shape[-2], latents.shape[-1])
-        tokens = self.position_in(self.up(rearrange(cut(latents, window), "b c h w -> b (h w) c")), grid, window)
+        offsets = self.position_in.draw_offsets(len(latents))
+        tokens = self.up(rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        tokens = self.position_in(tokens, grid, window, offsets)
         for block in self.blocks:
             tokens = block(tokens)
-        return self.position_out(tokens, grid, window)
+        return self.position_out(tokens, grid, window, offsets)
 
 
 def time_frequencies(count: int, device: torch.device) -> Tensor:

@@ -58,6 +58,8 @@ class PatchFlowDecoder(PixelDecoder):
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there. Of a network that predicts velocities it is the
             velocity that leads to those pixels, see `LinearShortcut.velocity`.
+        position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
+            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
 
     Raises:
         ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
@@ -86,6 +88,7 @@ class PatchFlowDecoder(PixelDecoder):
         pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
         learned_grid: tuple[int, int] | None = None,
         shortcut: bool = False,
+        position_shift: int = 0,
     ) -> None:
         super().__init__()
         shares = {
@@ -110,7 +113,7 @@ class PatchFlowDecoder(PixelDecoder):
         self.condition_dropout, self.guidance = condition_dropout, guidance
         self.steps, self.step_schedule, self.step_power, self.start = steps, step_schedule, step_power, start
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
-        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
+        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid, position_shift)
         self.head = PatchMLP(patch_dim, width, flow_depth)
         self.shortcut: LinearShortcut | None = None
         if shortcut:

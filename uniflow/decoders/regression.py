@@ -28,6 +28,8 @@ class RegressionDecoder(PixelDecoder):
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
+        position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
+            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
     """
 
     last_layer = "head.final_proj"
@@ -41,10 +43,11 @@ class RegressionDecoder(PixelDecoder):
         head_depth: int = 12,
         learned_grid: tuple[int, int] | None = None,
         shortcut: bool = False,
+        position_shift: int = 0,
     ) -> None:
         super().__init__()
         self.spec = latent
-        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid)
+        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid, position_shift)
         self.head = PatchMLP(3 * latent.patch_size**2, width, head_depth, flow=False)
         self.shortcut: LinearShortcut | None = None
         if shortcut:

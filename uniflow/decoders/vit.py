@@ -33,6 +33,8 @@ class ViTDecoder(DirectDecoder):
         learned_grid: None for fixed position embeddings; (rows, columns) for trained ones of that grid.
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
+        position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
+            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
 
     Raises:
         ValueError: for a width that the heads do not divide or that is no multiple of 4, or another loss.
@@ -49,13 +51,14 @@ class ViTDecoder(DirectDecoder):
         loss: Literal["l1", "l2"] = "l1",
         learned_grid: tuple[int, int] | None = None,
         shortcut: bool = False,
+        position_shift: int = 0,
     ) -> None:
         super().__init__(latent, loss, shortcut)
         if width % 4 or width % num_heads:
             raise ValueError(f"ViTDecoder.width must be divisible by 4 and by its num_heads {num_heads}, got {width}")
         self.up = nn.Linear(latent.channels, width)
         preserve_variance_(self.up)
-        self.position = PositionEmbedding(width, learned_grid)
+        self.position = PositionEmbedding(width, learned_grid, position_shift)
         self.blocks = nn.Sequential(
             *(Block(width, num_heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=nn.LayerNorm) for _ in range(depth))
         )
@@ -89,7 +92,8 @@ class ViTDecoder(DirectDecoder):
     def _tokens(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """What the last layer reads, (B, h w, width)."""
         grid, seen = (latents.shape[-2], latents.shape[-1]), cut(latents, window)
-        tokens = self.position(self.up(rearrange(seen, "b c h w -> b (h w) c")), grid, window)
+        tokens = self.up(rearrange(seen, "b c h w -> b (h w) c"))
+        tokens = self.position(tokens, grid, window, self.position.draw_offsets(len(tokens)))
         return self.norm(self.blocks(tokens))
 
     def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
