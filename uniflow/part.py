@@ -88,9 +88,13 @@ def class_path(cls: type) -> str:
 
 def part_config(part: Part) -> dict[str, Any]:
     """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
+    cls = own_class(part)
+    # In the order of the constructor, however they came to be recorded: equal parts have equal files.
+    order = {name: place for place, name in enumerate(constructor_arguments(cls))}
+    arguments = sorted(part.init_args.items(), key=lambda item: order.get(item[0], len(order)))
     return {
-        "class_path": class_path(own_class(part)),
-        "init_args": {k: _plain(v) for k, v in part.init_args.items() if not _is_spec(v)},
+        "class_path": class_path(cls),
+        "init_args": {name: _plain(value) for name, value in arguments if not _is_spec(value)},
     }
 
 

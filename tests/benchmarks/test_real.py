@@ -29,7 +29,7 @@ def parts(tmp_path):
     encoder = DINOv2("s14", weights=None, **SIZES)
     save_file({k.removeprefix("model."): v for k, v in encoder.state_dict().items()}, tmp_path / "encoder.safetensors")
     draw = np.random.default_rng(0)
-    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+    for split, count in (("train", 9), ("val", 2), ("test", 3)):
         for number in range(count):
             write(tmp_path / "photographs" / split / f"{number}.png", draw.integers(0, 255, (28, 28, 3)))
     for split in ("train", "test"):

@@ -174,7 +174,9 @@ def test_broken_folders_give_one_clear_line(tmp_path):
 def test_a_part_is_rebuilt_from_its_config():
     part = tiny().bottleneck
     config = part_config(part)
-    assert config == {"class_path": "uniflow.bottleneck.MLPBottleneck", "init_args": {"channels": 8, "merge": 1}}
+    reads = {"layers": "last", "fuse": "concat", "normalize": "layer", "shortcut": False}
+    arguments = {"channels": 8, "merge": 1, **reads}
+    assert config == {"class_path": "uniflow.bottleneck.MLPBottleneck", "init_args": arguments}
     assert json.loads(json.dumps(config)) == config
     again = build_part(config, Bottleneck, SceneViT(weights=None, depth=2, embed_dim=32, num_heads=2).spec)
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in part.state_dict().items()}

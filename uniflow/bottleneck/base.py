@@ -97,7 +97,7 @@ class Bottleneck(Part):
         raise ValueError(self._no_shortcut())
 
     def check_linear_start(self) -> None:
-        """Nothing, if there is a linear path.
+        """Nothing, if there is a linear path; to be overridden where that is not called `shortcut`.
 
         Raises:
             ValueError: if there is none.

@@ -84,7 +84,7 @@ class PixelDecoder(Part):
         return values | {f"{self.last_layer}.{name}": weight.new_zeros(p.shape) for name, p in rest}
 
     def check_linear_start(self) -> None:
-        """Nothing, if there is a linear path.
+        """Nothing, if there is a linear path; to be overridden where that is not called `shortcut`.
 
         Raises:
             ValueError: if there is none.

@@ -169,7 +169,7 @@ class GlobalStage(nn.Module):
     def forward(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """Latents (B, channels, h, w) -> condition (B, h w, width); of a `window` of them, seeing nothing else."""
         grid = (latents.shape[-2], latents.shape[-1])
-        offsets = self.position_in.draw_offsets(len(latents))
+        offsets = self.position_in.draw_offsets(latents.shape[0])
         tokens = self.up(rearrange(cut(latents, window), "b c h w -> b (h w) c"))
         tokens = self.position_in(tokens, grid, window, offsets)
         for block in self.blocks:

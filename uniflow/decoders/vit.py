@@ -93,7 +93,7 @@ class ViTDecoder(DirectDecoder):
         """What the last layer reads, (B, h w, width)."""
         grid, seen = (latents.shape[-2], latents.shape[-1]), cut(latents, window)
         tokens = self.up(rearrange(seen, "b c h w -> b (h w) c"))
-        tokens = self.position(tokens, grid, window, self.position.draw_offsets(len(tokens)))
+        tokens = self.position(tokens, grid, window, self.position.draw_offsets(tokens.shape[0]))
         return self.norm(self.blocks(tokens))
 
     def _pixels(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

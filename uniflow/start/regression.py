@@ -69,7 +69,8 @@ class Regression:
             output = tokenizer.encoder(images)
             inputs = bottleneck.tokens(output)
             pixels = images if images.is_floating_point() else images.float() / 255
-            targets = torch.cat([patchify(pixels, p).double(), last_features(output, inputs.shape[1]).double()], dim=-1)
+            features = last_features(output, inputs.shape[1]).to(pixels.dtype)
+            targets = torch.cat([patchify(pixels, p), features], dim=-1)
             rows = inputs.flatten(1, 2)
             chosen = self._choose(images, rows.shape[1]).to(rows.device)
             places = torch.arange(len(rows), device=rows.device)[:, None]
