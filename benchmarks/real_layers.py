@@ -33,9 +33,11 @@ from benchmarks.real_measures import (
     random_crops,
 )
 from uniflow import Tokenizer
+from uniflow.ablation.plan import read_plan
 from uniflow.atomic import replacing
 from uniflow.metrics import linear_probe
 
+ABLATION = Path(__file__).resolve().parents[1] / "configs" / "ablations" / "real_layers.yaml"
 COLUMNS = {
     "psnr": ("PSNR, 1 step", "{:.2f} dB"),
     "psnr_steps4": ("4 steps", "{:.2f} dB"),
@@ -144,10 +146,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     labelled = options.labelled or options.photographs.parent / "labelled"
     found: dict[str, list[Any]] = defaultdict(list)
-    for file in sorted(options.folder.glob("runs/*/seed*/test_results.json")):
-        state = json.loads(file.parent.with_suffix(".state.json").read_text())
-        name = state.get("variant") or file.parent.parent.name
-        found[name].append(measure(file.parent, options.encoder, options.photographs, labelled))
+    for run in read_plan(ABLATION).runs(options.folder):
+        if (run.folder / "test_results.json").is_file():
+            found[run.variant].append(measure(run.folder, options.encoder, options.photographs, labelled))
     if not found:
         print(f"real_layers: error: no finished runs in {options.folder}", file=sys.stderr)
         return 2
