@@ -125,6 +125,7 @@ def plot(results: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> No
             axis.annotate(name.split(",")[0], (max(x, -0.1), y), fontsize=7, xytext=(4, 3), textcoords="offset points")
         axis.set_xlabel(title)
         axis.grid(alpha=0.3)
+        axis.margins(x=0.18)
     axes[0].set_ylabel("PSNR, 1 step, dB")
     handles = [plt.Line2D([], [], color=c, marker="o", ls="", label=name) for name, c in colours.items()]
     handles += [
