@@ -156,6 +156,16 @@ def test_it_is_logged_and_printed(tmp_path, caplog):
     assert 0 < float(row["start/feature_r2"]) <= 1
 
 
+def test_it_says_how_many_images_a_short_loader_gave(tmp_path, caplog):
+    data = tiny_scenes()
+    data.setup("fit")
+    loader = torch.utils.data.DataLoader(data.datasets["train"], batch_size=8)  # 64 images, and no more
+    with caplog.at_level("INFO"):
+        start(tmp_path, data=loader, start=Regression(images=1000))
+    assert "start: regression on 64 images" in caplog.text
+    assert "reconstructs training images" in caplog.text
+
+
 def test_averages_begin_with_the_start(tmp_path):
     average = EMA(0.9)
     task = start(tmp_path, callbacks=[average])

@@ -20,12 +20,14 @@ class Bottleneck(Part):
         spec: channels and patch size of the latents.
         codebook_size: entries of each codebook; None if the latents are continuous.
         num_codebooks: codebooks K, so indices of one latent; None if the latents are continuous.
+        start_scale: standard deviation of the latents, before any quantisation, that a regression start aims at.
         entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     spec: LatentSpec
     codebook_size: int | None = None
     num_codebooks: int | None = None
+    start_scale: ClassVar[float] = 1.0
     entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "tokens")
 
     @abstractmethod

@@ -41,8 +41,6 @@ class ProjectedBottleneck(Bottleneck):
     outputs_per_channel: ClassVar[int] = 1
     # Whether tokens of the paper's last layer are brought to mean 0 and variance 1 after merging.
     normalize_last: ClassVar[bool] = False
-    # Standard deviation of the projection's outputs that a regression start aims at.
-    start_scale: ClassVar[float] = 1.0
 
     def __init__(
         self,

@@ -76,8 +76,8 @@ class Regression:
             places = torch.arange(len(rows), device=rows.device)[:, None]
             moments.update(rows[places, chosen].flatten(0, 1), targets[places, chosen].flatten(0, 1))
         moments.reduce()
-        scale = getattr(bottleneck, "start_scale", 1.0)
-        solution = solve(moments, tokenizer.latent_channels, 3 * p**2, self.feature_share, self.ridge, scale)
+        shape = (tokenizer.latent_channels, 3 * p**2)
+        solution = solve(moments, *shape, self.feature_share, self.ridge, bottleneck.start_scale)
         write(tokenizer, solution)
         return solution
 

@@ -26,17 +26,16 @@ CALIBRATION_IMAGES = 64
 JUDGED_IMAGES = 64
 
 
-def prepare(task: TokenizerTask, regression: Regression | None) -> dict[str, float]:
+def prepare(task: TokenizerTask, regression: Regression | None) -> None:
     """Calibrate the bottleneck, and write a regression's solution into the tokenizer.
+
+    Of a regression it logs and prints "start/psnr", in dB, the mean over images of the validation split (of the
+    training split, if there is none), and "start/feature_r2", the share of the last hidden state's variance that the
+    latents explain on the training images.
 
     Args:
         task: in a trainer that is about to train its first step.
         regression: None leaves the random weights.
-
-    Returns:
-        Of a regression "start/psnr", in dB, the mean over images of the validation split (of the training split, if
-        there is none), and "start/feature_r2", the share of the last hidden state's variance that the latents explain
-        on the training images; else nothing.
 
     Raises:
         ValueError: if a part has no linear path, or there are no images.
@@ -46,9 +45,17 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> dict[str, flo
         if tokenizer.bottleneck.needs_calibration:
             calibrate(tokenizer, _images(task, _train_batches(trainer), CALIBRATION_IMAGES))
         if regression is None:
-            return {}
+            return
         begin = time.perf_counter()
-        solution = regression.fit(tokenizer, _images(task, _train_batches(trainer), regression.images))
+        seen = torch.zeros((), device=task.device)  # a foreign data module's pass can be shorter than what is asked for
+
+        def counted() -> Iterator[Tensor]:
+            for images in _images(task, _train_batches(trainer), regression.images):
+                seen.add_(len(images))
+                yield images
+
+        solution = regression.fit(tokenizer, counted())
+        used = int(trainer.strategy.reduce(seen, reduce_op="sum"))
         if task.feature_head is not None:
             set_values(task.feature_head, {"weight": solution.feature_weight, "bias": solution.feature_bias})
         seconds = time.perf_counter() - begin
@@ -61,13 +68,12 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> dict[str, flo
         }
     judged_on = "validation" if has_val else "training"
     rank_zero_info(
-        f"start: regression on {regression.images} images, {seconds:.0f} s; before any training the tokenizer "
+        f"start: regression on {used} images, {seconds:.0f} s; before any training the tokenizer "
         f"reconstructs {judged_on} images at {results['start/psnr']:.2f} dB (PSNR, 1 step), and its latents explain "
         f"{100 * solution.feature_r2:.0f} % of the variance of the encoder's last features"
     )
     if task.logger is not None:
         task.logger.log_metrics(results, step=0)
-    return results
 
 
 def _train_batches(trainer: Trainer) -> Iterable[Any]:
