@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import Times, emit, interleaved, row, significant
 from uniflow.data import ImageFolder, WebDataset, reading
 from uniflow.data.buckets import read_sizes
-from uniflow.data.pack import pack
-from uniflow.data.photos import export_photos
 from uniflow.data.reading import read_image
 from uniflow.data.sampler import sample_generator
 from uniflow.data.shards import ShardReader
 from uniflow.data.skipped import SkipLog
 from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+from uniflow.tools.pack import pack
+from uniflow.tools.photos import export_photos
 
 WIDTH, HEIGHT, SIZE, CROP = 500, 375, 256, 0.875
 COPIES = 2  # of each of the 64 pictures in the folder and in the shards

@@ -26,14 +26,14 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from uniflow import Tokenizer
-from uniflow.atomic import replacing
 from uniflow.cli import main as uniflow
+from uniflow.core.atomic import replacing
 from uniflow.data.folder import list_images
 from uniflow.data.reading import read_image
 from uniflow.data.scenes import ScenesDataset
 from uniflow.data.transforms import CenterCrop, resize_short_side
 from uniflow.metrics import image_digests, noise_for, psnr
-from uniflow.saving import write_directory
+from uniflow.tokenizer.saving import write_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "recipes" / "embedded_tokenizer.yaml"

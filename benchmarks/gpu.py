@@ -28,7 +28,7 @@ from benchmarks.measure import emit, row
 from benchmarks.reconstruction import RELEASED, TINY, shake
 from uniflow import Tokenizer
 from uniflow.metrics import psnr
-from uniflow.official import FIXED, build_official
+from uniflow.tokenizer.official import FIXED, official_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("train", "fsdp2", "inference", "difference")
@@ -110,7 +110,7 @@ def difference(options: argparse.Namespace) -> None:
 def _tokenizer(options: argparse.Namespace) -> Tokenizer:
     torch.manual_seed(0)
     config = {**FIXED, **RELEASED, **(TINY if options.tiny else {})}
-    tokenizer = build_official(config, Tokenizer).eval().requires_grad_(False)
+    tokenizer = Tokenizer(*official_parts(config)).eval().requires_grad_(False)
     shake(tokenizer)
     return tokenizer.to(options.device)
 

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from uniflow.cli import main
-from uniflow.summary import model_summary
+from uniflow.tokenizer.summary import model_summary
 
 RECIPE = "configs/recipes/imagenet_dinov2_l14.yaml"
 RESULTS = Path("docs/results.md")

@@ -23,7 +23,8 @@ from benchmarks.models import Feed, Repeated, make_trainer
 from uniflow.callbacks import EMA
 from uniflow.decoders import PatchFlowDecoder
 from uniflow.encoders import DINOv2
-from uniflow.tasks import FusedAdamW, TokenizerTask
+from uniflow.tasks import TokenizerTask
+from uniflow.training import FusedAdamW
 
 FULL = "full tuning: the same step with tune full"
 STEPS = 2  # the optimizer's state exists from the second on

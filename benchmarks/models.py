@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from uniflow.blocks import compile_blocks, find_blocks
 from uniflow.bottleneck import MLPBottleneck
-from uniflow.cpu import fuse_attention
+from uniflow.core.pixels import to_unit_range
 from uniflow.decoders import PatchFlowDecoder
 from uniflow.distill import Adaptive, FrozenTeacher
 from uniflow.encoders import DINOv2
-from uniflow.tasks import FusedAdamW, TokenizerTask
-from uniflow.tasks.base import to_unit_range
+from uniflow.layers.blocks import compile_blocks, find_blocks
+from uniflow.layers.cpu import fuse_attention
+from uniflow.tasks import TokenizerTask
+from uniflow.training import FusedAdamW
 
 SIZE, BATCH = 224, 4
 ENCODER = partial(DINOv2, "s14", weights=None)

@@ -19,7 +19,7 @@ import torch
 from uniflow import Tokenizer
 from uniflow.cli import main
 from uniflow.data import WebDataset
-from uniflow.pictures import rows_to_grid, save_picture
+from uniflow.pictures.drawing import rows_to_grid, save_picture
 
 HELD_OUT = ("chelsea", "coffee", "china")
 VALIDATION = ("rocket",)

@@ -42,11 +42,11 @@ from benchmarks.real_measures import (
     random_crops,
 )
 from uniflow import Tokenizer
-from uniflow.atomic import replacing
 from uniflow.cli import main as uniflow
+from uniflow.core.atomic import replacing
 from uniflow.data.folder import list_images
 from uniflow.metrics import image_digests, noise_for, psnr
-from uniflow.pictures import captioned_sheet
+from uniflow.pictures.drawing import captioned_sheet
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "recipes" / "real.yaml"
 WARMUP_STEPS = 12

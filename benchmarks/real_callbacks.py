@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from uniflow.atomic import replacing
-from uniflow.evaluate import judge_batch
-from uniflow.metrics import Evaluation, Protocol
+from uniflow.core.atomic import replacing
+from uniflow.evaluation.judging import judge_batch
+from uniflow.metrics import Evaluation, ReconstructionProtocol
 from uniflow.tasks import TokenizerTask
 
 START, SECONDS = "start.json", "seconds_per_step.json"
@@ -32,7 +32,9 @@ class StartPSNR(Callback):
         if trainer.global_step > 0 or file.exists() or not isinstance(pl_module, TokenizerTask):
             return
         pl_module.eval()
-        protocol = Protocol(images=["psnr"], sets=[], features=[], noise_seed=pl_module.protocol.noise_seed)
+        protocol = ReconstructionProtocol(
+            images=["psnr"], sets=[], features=[], noise_seed=pl_module.protocol.noise_seed
+        )
         evaluation = Evaluation(protocol, with_sets=False)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
         with torch.no_grad(), trainer.precision_plugin.forward_context():

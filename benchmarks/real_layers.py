@@ -34,7 +34,7 @@ from benchmarks.real_measures import (
 )
 from uniflow import Tokenizer
 from uniflow.ablation.plan import read_plan
-from uniflow.atomic import replacing
+from uniflow.core.atomic import replacing
 from uniflow.metrics import linear_probe
 
 ABLATION = Path(__file__).resolve().parents[1] / "configs" / "ablations" / "real_layers.yaml"

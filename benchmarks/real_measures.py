@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uniflow import Tokenizer
+from uniflow.core.part import build_part, part_config
 from uniflow.data.folder import list_images
 from uniflow.data.reading import ImageReadError, read_image
 from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 from uniflow.encoders.base import VisionEncoder
 from uniflow.metrics import knn_accuracy, linear_probe
-from uniflow.part import build_part, part_config
 
 NEIGHBOURS = 5  # 20, as is usual, are more than the smallest class has
 Pairs = tuple[Tensor, Tensor]  # inputs (N, C) and targets (N, D)

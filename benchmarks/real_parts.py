@@ -39,8 +39,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks import real_sources as sources
 from benchmarks.real_encoder import digest, encoder_from_onnx
 from benchmarks.real_sources import Package
-from uniflow.atomic import replacing
-from uniflow.data.photos import export_photos
+from uniflow.core.atomic import replacing
+from uniflow.tools.photos import export_photos
 
 TIMEOUT = 1800  # seconds for one package
 SPLITS = ("train", "val", "test")

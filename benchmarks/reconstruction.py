@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread
 from uniflow import Tokenizer
-from uniflow.cpu import fuse_attention, use_onednn
-from uniflow.official import FIXED, build_official
+from uniflow.layers.cpu import fuse_attention, use_onednn
+from uniflow.tokenizer.official import FIXED, official_parts
 
 RELEASED = {
     "hidden_size": 1024,
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one_quiet_thread()
     torch.manual_seed(0)
     config = {**FIXED, **RELEASED, **(TINY if options.tiny else {})}
-    plain = build_official(config, Tokenizer).eval().requires_grad_(False)
+    plain = Tokenizer(*official_parts(config)).eval().requires_grad_(False)
     shake(plain)
     shared = {id(parameter): parameter for parameter in plain.parameters()}
     fused, onednn = (copy.deepcopy(plain, dict(shared)) for _ in range(2))

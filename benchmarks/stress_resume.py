@@ -32,10 +32,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
-from uniflow.atomic import beside
 from uniflow.cli import main as uniflow
 from uniflow.cli.app import PACKAGES
-from uniflow.data.pack import pack
+from uniflow.core.atomic import beside
+from uniflow.tools.pack import pack
 
 RECIPE = """
 model:

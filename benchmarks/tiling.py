@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch
 
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders import ConvDecoder, PatchFlowDecoder, PixelDecoder, ViTDecoder
-from uniflow.specs import LatentSpec
-from uniflow.tiling import decode_tiled
+from uniflow.tokenizer.tiling import decode_tiled
 
 SPEC = LatentSpec(channels=16, patch_size=16)
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--decoder", choices=["flow", "vit", "conv"], default="flow")
     parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
     parser.add_argument("--tile", type=int, default=16, help="side of a tile in latents of 16 pixels")
-    parser.add_argument("--global_context", action="store_true", help="see `uniflow.tiling`")
+    parser.add_argument("--global_context", action="store_true", help="see `uniflow.tokenizer.tiling`")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.out is not None:

@@ -1,4 +1,4 @@
-"""One thread a process: two OpenMP threads beside a busy core run many times slower."""
+"""One thread a process: two OpenMP threads beside a busy core run many times slower. And fixtures of all tests."""
 
 import os
 
@@ -8,3 +8,5 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 torch.set_num_threads(1)
+
+from cli_fixtures import fit_parser, project, resolve, uniflow  # noqa: E402, F401

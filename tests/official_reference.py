@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uniflow import Tokenizer
-from uniflow.decoders.flow import interpolate
-from uniflow.decoders.layers import TimeEmbedding, sincos_2d, time_frequencies, unpatchify
-from uniflow.distill import Adaptive, DepthPrior, Uniform, cosine_distances
-from uniflow.official import official_name
+from uniflow.distill import Adaptive, DepthPrior, UniformWeighting, cosine_distances
+from uniflow.flow import interpolate
+from uniflow.layers.adaln import TimeEmbedding, time_frequencies
+from uniflow.layers.grid import sincos_2d, unpatchify
+from uniflow.tokenizer.official import official_name
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OFFICIAL = FIXTURES / "official_tiny"
@@ -30,7 +31,7 @@ EMBEDDING = "timestep_embedding_t0_250_333.25_999"
 DISTILLATION = {
     **{f"beta{beta}": Adaptive(float(beta)) for beta in (0, 1, 2, 4)},
     "prior_only": DepthPrior(),
-    "uniform": Uniform(),
+    "uniform": UniformWeighting(),
 }
 
 
@@ -60,7 +61,7 @@ def changed_frequencies() -> list[int]:
 def reference_time_embedding() -> Iterator[None]:
     """Within it, every time embedding uses `reference_frequencies`."""
     frequencies = reference_frequencies()
-    with patch("uniflow.decoders.layers.time_frequencies", lambda count, device: frequencies.to(device)):
+    with patch("uniflow.layers.adaln.time_frequencies", lambda count, device: frequencies.to(device)):
         yield
 
 

@@ -7,11 +7,12 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 
 from uniflow.bottleneck import MLPBottleneck
+from uniflow.core.specs import EncoderOutput
 from uniflow.data import Scenes
 from uniflow.decoders import PatchFlowDecoder, RegressionDecoder
 from uniflow.encoders import SceneViT
-from uniflow.specs import EncoderOutput
-from uniflow.tasks import FusedAdamW, TokenizerTask
+from uniflow.tasks import TokenizerTask
+from uniflow.training import FusedAdamW
 
 ENCODER = partial(SceneViT, weights=None, depth=3, embed_dim=32, num_heads=2)
 FLOW = partial(PatchFlowDecoder, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")

@@ -24,7 +24,7 @@ from uniflow.ablation.plots import pareto_front, plots, thinned, to_svg
 from uniflow.ablation.state import FAILED, FINISHED, State
 from uniflow.ablation.study import Outcome, Study, best, caveats, protocol_warning, summarise
 from uniflow.ablation.tables import means_table
-from uniflow.report import report
+from uniflow.tools.report import report
 
 OUTSIDE = re.compile(
     r"""\b(?:src|srcset|href|action|poster|data)=(?:["'](?!#|data:)|[^\s"'#])|url\((?!["']?(?:#|data:))|@import|[a-z]+://"""
@@ -139,7 +139,7 @@ def test_names_of_groups(study_folders: list[Path], tmp_path: Path) -> None:
 def ablation(study_folders: list[Path]) -> Study:
     """An ablation of which one run has failed and one is still to come."""
     base = (study_folders[0] / "config.yaml",)
-    changes = {"near": {"model.weighting": "uniflow.distill.Uniform"}, "far": {"model.width": 3}, "<late>": {}}
+    changes = {"near": {"model.weighting": "uniflow.distill.UniformWeighting"}, "far": {"model.width": 3}, "<late>": {}}
     metrics = tuple(named_metric(key) for key in DEFAULT)
     plan = Plan(Path("p.yaml"), "A & B", "First.\n\nSecond.", base, {"ema": None}, changes, (0, 1), metrics)
     runs = [run for run in plan.runs(study_folders[0].parents[2]) if (run.variant, run.seed) != ("<late>", 1)]

@@ -14,8 +14,8 @@ from tiny import ENCODER, FLOW, fit, output_of, tiny_scenes, tiny_task
 import uniflow.bottleneck
 from uniflow import Tokenizer
 from uniflow.bottleneck import Bottleneck, FSQBottleneck, KLBottleneck, MLPBottleneck, MultiVQBottleneck, VQBottleneck
-from uniflow.part import build_part, part_config
-from uniflow.summary import model_summary
+from uniflow.core.part import build_part, part_config
+from uniflow.tokenizer.summary import model_summary
 
 SPEC = ENCODER().spec
 CONTINUOUS = {

@@ -11,7 +11,7 @@ from tiny import ENCODER, fit, output_of, tiny_scenes, tiny_task
 
 import uniflow.bottleneck
 from uniflow.bottleneck import Bottleneck, VQBottleneck
-from uniflow.part import build_part, part_config
+from uniflow.core.part import build_part, part_config
 
 PAGE = (REPOSITORY / "docs/bottlenecks.md").read_text(encoding="utf-8")
 USE, OWN = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

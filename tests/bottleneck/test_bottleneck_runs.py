@@ -11,7 +11,7 @@ from tiny import fit, same, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import Bottleneck, KLBottleneck, MLPBottleneck, MultiVQBottleneck, VQBottleneck
 from uniflow.callbacks import EMA, CodebookUsage
-from uniflow.part import build_part
+from uniflow.core.part import build_part
 
 FILES = sorted((REPOSITORY / "configs/bottlenecks").glob("*.yaml"))
 # 128 latents a step: on average each entry is used twice, so that some are replaced at every step.

@@ -9,7 +9,7 @@ from tiny import ENCODER, FLOW, fit, tiny_scenes, tiny_task
 from uniflow import Tokenizer
 from uniflow.bottleneck import KLBottleneck, LayerFusion, MLPBottleneck
 from uniflow.bottleneck.layers import layer_indices, normalize_tokens
-from uniflow.specs import EncoderOutput
+from uniflow.core.specs import EncoderOutput
 
 SPEC = ENCODER().spec
 D = SPEC.embed_dim

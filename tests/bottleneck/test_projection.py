@@ -7,7 +7,7 @@ from tiny import ENCODER, output_of
 
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.init import preserve_variance_
+from uniflow.layers.init import preserve_variance_
 
 SPEC = ENCODER().spec
 

@@ -25,8 +25,8 @@ from uniflow.callbacks import (
 )
 from uniflow.callbacks.stability import NonFiniteLossError
 from uniflow.decoders import RegressionDecoder
-from uniflow.pictures import pca_basis, pca_image
-from uniflow.tasks import FusedAdamW
+from uniflow.pictures.drawing import pca_basis, pca_image
+from uniflow.training import FusedAdamW
 
 
 def test_ema_follows_its_formula_and_is_what_evaluation_and_export_use(tmp_path):

@@ -19,7 +19,14 @@ from uniflow.callbacks import TeacherGap
 from uniflow.callbacks.gap import _Chosen
 from uniflow.cli import main
 from uniflow.encoders.base import EncoderOutput
-from uniflow.metrics import Protocol, image_digests, knn_accuracy, leave_one_out_knn_accuracy, linear_cka, linear_probe
+from uniflow.metrics import (
+    ReconstructionProtocol,
+    image_digests,
+    knn_accuracy,
+    leave_one_out_knn_accuracy,
+    linear_cka,
+    linear_probe,
+)
 
 NAMES = ("teacher", "student", "latent")
 
@@ -27,7 +34,7 @@ NAMES = ("teacher", "student", "latent")
 def task_with_a_gap(noise=0.1):
     """A student whose weights are the teacher's and noise."""
     torch.manual_seed(0)
-    task = tiny_task(decoder=REGRESSION, protocol=Protocol(images=["psnr"], sets=[]))
+    task = tiny_task(decoder=REGRESSION, protocol=ReconstructionProtocol(images=["psnr"], sets=[]))
     task.configure_model()
     with torch.no_grad():
         for parameter in task.tokenizer.encoder.parameters():

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from uniflow import Tokenizer
 from uniflow.callbacks import EMA, LatentStatistics, TokenizerExport
-from uniflow.tasks import FusedAdamW
+from uniflow.training import FusedAdamW
 
 
 def expected(tokenizer, batches):

@@ -86,7 +86,7 @@ SHARED = [
     ("--model.decoder", "PatchFlowDecoder", {"width": 48, "num_heads": 3}, "my_pkg.MyDecoder"),
     ("--model.weighting", "Adaptive", {"beta": 9.0}, "my_pkg.OtherWeighting"),
     ("--model.optimizer", "torch.optim.AdamW", {"lr": 0.125, "weight_decay": 0.5}, "torch.optim.SGD"),
-    ("--model.lr_schedule", "Linear", {"start": 0.25}, "uniflow.distill.Cosine"),
+    ("--model.lr_schedule", "Linear", {"start": 0.25}, "uniflow.training.CosineSchedule"),
     ("--data", "Scenes", {"batch_size": 5, "size": 48}, "my_pkg.OtherScenes"),
     ("--checkpoint", "LastCheckpoint", {"every_n_epochs": 3, "save_weights_only": True}, "my_pkg.OtherCheckpoint"),
 ]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from uniflow import atomic
-from uniflow.atomic import aside, beside, existing, put_in_place, recover, replacing
 from uniflow.cli.checkpoint import AtomicCheckpointIO
+from uniflow.core import atomic
+from uniflow.core.atomic import aside, beside, existing, put_in_place, recover, replacing
 from uniflow.data.skipped import SkipLog
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from uniflow.data import ImageDataModule, ImageFolder, WebDataset
 from uniflow.data.buckets import Buckets, read_sizes
-from uniflow.data.pack import pack
+from uniflow.tools.pack import pack
 
 SIZES: list[int | tuple[int, int]] = [16, (8, 24), (24, 8)]
 SHAPES = {"wide": (12, 36), "tall": (36, 12), "square": (20, 20)}  # heights and widths of the files

@@ -16,10 +16,10 @@ from PIL import Image
 
 from uniflow.data.base import ImageDataModule
 from uniflow.data.folder import ImageFolder
-from uniflow.data.pack import pack
 from uniflow.data.sampler import EvaluationSampler, batch_sizes
 from uniflow.data.skipped import SkipLog
 from uniflow.data.webdataset import WebDataset
+from uniflow.tools.pack import pack
 
 IMAGES = 61
 

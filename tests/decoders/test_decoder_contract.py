@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import uniflow.decoders
+from uniflow.core.part import build_part, part_config
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders import ConvDecoder, PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
-from uniflow.decoders.flow import data_to_velocity, velocity_target, velocity_to_data
-from uniflow.decoders.layers import PositionEmbedding, patchify, sincos_2d, unpatchify
-from uniflow.part import build_part, part_config
-from uniflow.specs import LatentSpec
+from uniflow.flow import data_to_velocity, velocity_target, velocity_to_data
+from uniflow.layers.grid import PositionEmbedding, patchify, sincos_2d, unpatchify
 
 SPEC = LatentSpec(channels=8, patch_size=4)
 TINY = {

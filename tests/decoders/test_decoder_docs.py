@@ -11,7 +11,8 @@ from cli_fixtures import REPOSITORY, tiny_options
 from lpips_weights import random_backbone, write_lpips
 
 import uniflow.decoders
-from uniflow.decoders import Perceptual, PixelDecoder
+from uniflow.decoders import PixelDecoder
+from uniflow.losses import Perceptual
 
 PAGE = (REPOSITORY / "docs" / "decoders.md").read_text()
 FIRST, EXPORT, LOSS, DECODER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders import ConvDecoder, ViTDecoder
 from uniflow.decoders.conv import Upsample, prime_factors
-from uniflow.specs import LatentSpec
 
 SPEC = LatentSpec(channels=8, patch_size=4)
 TINY = {

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders import PatchFlowDecoder, RegressionDecoder, ViTDecoder
-from uniflow.decoders.layers import GlobalStage, PositionEmbedding, sincos_2d
-from uniflow.specs import LatentSpec
+from uniflow.decoders.global_stage import GlobalStage
+from uniflow.layers.grid import PositionEmbedding, sincos_2d
 
 SPEC = LatentSpec(channels=8, patch_size=4)
 DECODERS = {

@@ -5,8 +5,8 @@ import torch
 from test_decoder_contract import DECODERS, SPEC, TINY
 
 from uniflow.decoders import PatchFlowDecoder
-from uniflow.decoders.layers import unpatchify
 from uniflow.decoders.shortcut import LinearShortcut, join, split
+from uniflow.layers.grid import unpatchify
 
 P = 3 * SPEC.patch_size**2
 CASES = [(cls, {}) for cls in DECODERS] + [

@@ -10,20 +10,16 @@ from torch import nn
 
 from uniflow.distill import (
     Adaptive,
-    Constant,
-    Cosine,
     DepthPrior,
     FrozenTeacher,
     LastLayer,
     LayerWeighting,
-    Linear,
-    Piecewise,
-    Uniform,
-    Warmup,
+    UniformWeighting,
     cosine_distances,
     tokens_to_match,
 )
 from uniflow.encoders import EncoderOutput, SceneViT
+from uniflow.training import ConstantSchedule, CosineSchedule, LinearSchedule, Piecewise, Warmup
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "losses"
 
@@ -42,7 +38,7 @@ def reference():
         ("beta2", Adaptive()),
         ("beta4", Adaptive(4.0)),
         ("beta0", DepthPrior()),
-        ("uniform", Uniform()),
+        ("uniform", UniformWeighting()),
     ],
 )
 def test_losses_weights_and_gradients_equal_the_reference(reference, case, name, weighting):
@@ -62,7 +58,7 @@ def test_losses_weights_and_gradients_equal_the_reference(reference, case, name,
         torch.testing.assert_close(student.grad.float(), gradient, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("weighting", [Uniform(), LastLayer(), DepthPrior(), Adaptive(), Adaptive(beta=200.0)])
+@pytest.mark.parametrize("weighting", [UniformWeighting(), LastLayer(), DepthPrior(), Adaptive(), Adaptive(beta=200.0)])
 @pytest.mark.parametrize("layers", [1, 6, 24])
 def test_weights_sum_to_one_for_any_depth_and_carry_no_gradient(weighting, layers):
     distances = torch.linspace(0, 2, layers).requires_grad_()
@@ -75,14 +71,14 @@ def test_weights_sum_to_one_for_any_depth_and_carry_no_gradient(weighting, layer
 
 def test_each_weighting_differs():
     distances = torch.tensor([0.1, 0.5, 0.2])
-    found = [tuple(w(distances, 0.0).tolist()) for w in (Uniform(), LastLayer(), DepthPrior(), Adaptive())]
+    found = [tuple(w(distances, 0.0).tolist()) for w in (UniformWeighting(), LastLayer(), DepthPrior(), Adaptive())]
     assert len(set(found)) == 4
     assert found[1] == (0, 0, 1)
     assert Adaptive(beta=2.0, prior=0.0)(distances, 0.0).argmax() == 1
 
 
 def test_a_weighting_follows_its_schedule():
-    weighting = Adaptive(beta=Linear(0.0, 4.0))
+    weighting = Adaptive(beta=LinearSchedule(0.0, 4.0))
     distances = torch.tensor([0.9, 0.1])
     assert weighting(distances, 0.0).tolist() == pytest.approx(DepthPrior()(distances, 0.0).tolist())
     assert weighting(distances, 1.0).tolist() == pytest.approx(Adaptive(4.0)(distances, 0.0).tolist())
@@ -117,10 +113,10 @@ def test_prefix_tokens_join_on_request():
 
 
 def test_schedules_have_closed_forms():
-    assert [Constant(3.0)(p) for p in (0, 0.5, 1)] == [3, 3, 3]
-    assert [Linear(1, 0)(p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
-    assert [Cosine(1, 0)(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
-    warm = Warmup(0.5, Linear(2, 0))
+    assert [ConstantSchedule(3.0)(p) for p in (0, 0.5, 1)] == [3, 3, 3]
+    assert [LinearSchedule(1, 0)(p) for p in (0, 0.25, 1)] == [1, 0.75, 0]
+    assert [CosineSchedule(1, 0)(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    warm = Warmup(0.5, LinearSchedule(2, 0))
     assert [warm(p) for p in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0, 1, 2, 1, 0])
     piecewise = Piecewise([0.2, 0.4, 0.4, 0.8], [1, 2, 5, 1])
     assert [piecewise(p) for p in (0, 0.3, 0.4, 0.6, 1)] == pytest.approx([1, 1.5, 5, 3, 1])

@@ -15,7 +15,8 @@ from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck, MultiVQBottleneck, VQBottleneck
 from uniflow.callbacks import EMA, ImageGrid, LatentStatistics, Monitor, TokenizerExport
 from uniflow.cli.checkpoint import LastCheckpoint
-from uniflow.decoders import Adversarial, ConvDecoder, ViTDecoder
+from uniflow.decoders import ConvDecoder, ViTDecoder
+from uniflow.losses import Adversarial
 
 pytestmark = needs_sharding
 FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")

@@ -10,8 +10,8 @@ from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 
 from uniflow import Tokenizer
 from uniflow.callbacks import EMA, LatentStatistics
-from uniflow.cli.stats import SETTINGS, StatsTrainer
-from uniflow.tasks import FusedAdamW
+from uniflow.tools.stats import SETTINGS, StatsTrainer
+from uniflow.training import FusedAdamW
 
 
 class Write(Callback):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tiny_towers import TOWERS
 
 import uniflow.encoders
+from uniflow.core.part import build_part, part_config
 from uniflow.encoders import (
     CLIP,
     DINOv2,
@@ -25,7 +26,6 @@ from uniflow.encoders import (
     TransformersEncoder,
     VisionEncoder,
 )
-from uniflow.part import build_part, part_config
 
 TINY = {"depth": 2, "embed_dim": 32, "num_heads": 2}
 

@@ -8,8 +8,8 @@ from typing import get_args
 import torch
 from jsonargparse import ArgumentParser
 
+from uniflow.core.part import build_part, part_config
 from uniflow.encoders import VisionEncoder, families, transformers_towers
-from uniflow.part import build_part, part_config
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "encoders.md").read_text()

@@ -14,9 +14,9 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from tiny_towers import fill, to_timm
 
+from uniflow.core.part import build_part, part_config
 from uniflow.encoders import CLIP, DINOv2, DINOv3, InternViT, SceneViT, SigLIP, TimmEncoder, TransformersEncoder
 from uniflow.encoders.base import VisionEncoder
-from uniflow.part import build_part, part_config
 
 SIZES = {"depth": 2, "embed_dim": 48, "num_heads": 2}
 NATIVE = (4, 4)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from test_encoder_contract import CASES, TINY, draw_images, make
 
+from uniflow.core.part import build_part, part_config
 from uniflow.distill import FrozenTeacher
 from uniflow.encoders import SceneViT, TimmEncoder, VisionEncoder
 from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters, plain_copy
-from uniflow.part import build_part, part_config
-from uniflow.saving import without_adapters
+from uniflow.tokenizer.saving import without_adapters
 
 
 def lora(case: str = "scene_vit", **arguments) -> VisionEncoder:

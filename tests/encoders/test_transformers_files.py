@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_towers import TOWERS, build
 
 from uniflow.bottleneck import MLPBottleneck
+from uniflow.core.part import build_part, part_config
 from uniflow.decoders import RegressionDecoder
 from uniflow.encoders import TransformersEncoder, VisionEncoder
-from uniflow.part import build_part, part_config
 from uniflow.tokenizer import Tokenizer
 
 

@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from skimage import data as photographs
 from skimage.metrics import structural_similarity
 
-from uniflow.decoders.lpips import LPIPSNetwork
+from uniflow.losses.lpips import LPIPSNetwork
 from uniflow.metrics import (
     LPIPS,
     EncoderFeatures,
     Evaluation,
     FeatureExtractor,
     InceptionFeatures,
-    Protocol,
+    ReconstructionProtocol,
     cmmd,
     fingerprint,
     frechet_distance,
@@ -123,7 +123,7 @@ class Colours(FeatureExtractor):
 def evaluate(order, batch_size, protocol=None):
     originals = (draw(10, 3, 16, 24) * 255).byte()
     painted = (originals / 255 + 0.1 * draw(10, 3, 16, 24, seed=1)).clamp(0, 1)
-    evaluation = Evaluation(protocol or Protocol(sets=["frechet", "kid", "cmmd"], features=[Colours()]))
+    evaluation = Evaluation(protocol or ReconstructionProtocol(sets=["frechet", "kid", "cmmd"], features=[Colours()]))
     for batch in torch.tensor(order).split(batch_size):
         evaluation.add_originals(originals[batch] / 255, image_digests(originals[batch]), [f"{i}.png" for i in batch])
         evaluation.add(painted[batch])
@@ -147,7 +147,7 @@ def test_numbers_do_not_depend_on_batch_size_or_order():
 
 def test_a_networks_features_depend_on_the_batch_by_rounding_only():
     # Ten images in 128 dimensions: the roots of eigenvalues that are zero but for rounding enlarge it.
-    (_, one), (_, other) = (evaluate(range(10), size, Protocol()) for size in (10, 3))
+    (_, one), (_, other) = (evaluate(range(10), size, ReconstructionProtocol()) for size in (10, 3))
     assert one["frechet_scene_vit"] > 0.1
     assert other == pytest.approx(one, rel=1e-4, abs=1e-5)
 
@@ -168,7 +168,7 @@ def test_a_wrong_crop_and_every_setting_move_the_fingerprint():
     images = (draw(2, 3, 20, 20) * 255).byte()
 
     def mark(crop=slice(2, 18), protocol=None, **more):
-        evaluation = Evaluation(protocol or Protocol(), with_sets=False)
+        evaluation = Evaluation(protocol or ReconstructionProtocol(), with_sets=False)
         cropped = images[..., crop, crop]
         evaluation.add_originals(cropped / 255, image_digests(cropped))
         evaluation.add(cropped / 255)
@@ -181,9 +181,9 @@ def test_a_wrong_crop_and_every_setting_move_the_fingerprint():
         mark(slice(0, 20)),
         mark(steps=4),
         mark(precision="bf16"),
-        mark(protocol=Protocol(images=["psnr"])),
-        mark(protocol=Protocol(sets=["kid"])),
-        mark(protocol=Protocol(sets=[])),
+        mark(protocol=ReconstructionProtocol(images=["psnr"])),
+        mark(protocol=ReconstructionProtocol(sets=["kid"])),
+        mark(protocol=ReconstructionProtocol(sets=[])),
     ]
     assert len(set(marks)) == len(marks)
     assert mark() == marks[0]
@@ -202,9 +202,9 @@ def test_lpips_takes_a_local_file_only(tmp_path):
     far = metric(1 - images, images)
     assert far.shape == (2,)
     assert (far > 0).all()
-    protocol = Protocol(sets=[], lpips=metric)
+    protocol = ReconstructionProtocol(sets=[], lpips=metric)
     assert protocol.of_images(images, images)["lpips"].tolist() == [0, 0]
-    assert fingerprint(protocol.settings()) != fingerprint(Protocol(sets=[]).settings())
+    assert fingerprint(protocol.settings()) != fingerprint(ReconstructionProtocol(sets=[]).settings())
     with pytest.raises(ValueError, match="should begin with 12345"):
         LPIPS(str(path), sha256="12345")
     with pytest.raises(ValueError, match="no such file"):
@@ -260,6 +260,6 @@ def test_encoder_features_and_their_identity():
     with pytest.raises(ValueError, match="at least 8 x 8"):
         features(draw(2, 3, 4, 33))
     with pytest.raises(ValueError, match="names must differ"):
-        Protocol(features=[EncoderFeatures(), EncoderFeatures()])
+        ReconstructionProtocol(features=[EncoderFeatures(), EncoderFeatures()])
     with pytest.raises(ValueError, match="no metric 'fid'"):
-        Protocol(sets=["fid"])
+        ReconstructionProtocol(sets=["fid"])

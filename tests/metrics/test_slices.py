@@ -6,7 +6,15 @@ import math
 import pytest
 import torch
 
-from uniflow.metrics import STATISTICS, Evaluation, Protocol, image_digests, image_statistics, slice_means, write_table
+from uniflow.metrics import (
+    STATISTICS,
+    Evaluation,
+    ReconstructionProtocol,
+    image_digests,
+    image_statistics,
+    slice_means,
+    write_table,
+)
 
 
 def grey(luma):
@@ -113,7 +121,7 @@ def test_statistics_are_columns_and_no_results():
     painted = (images / 255 + 0.05).clamp(0, 1)
 
     def judged(batch_size, **kwargs):
-        evaluation = Evaluation(Protocol(sets=[]), **kwargs)
+        evaluation = Evaluation(ReconstructionProtocol(sets=[]), **kwargs)
         for batch, other in zip(images.split(batch_size), painted.split(batch_size), strict=True):
             evaluation.add_originals(batch / 255, image_digests(batch))
             evaluation.add(other)

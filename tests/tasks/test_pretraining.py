@@ -11,8 +11,8 @@ from torch import Tensor
 
 from uniflow.data import Scenes
 from uniflow.encoders import SceneViT
-from uniflow.tasks.optim import FusedAdamW
 from uniflow.tasks.pretraining import ColorHead, DepthHead, Head, LabelHead, MaskHead, Pretraining
+from uniflow.training.optimizers import FusedAdamW
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "image_size": 32}
 HEADS: dict[str, Any] = {

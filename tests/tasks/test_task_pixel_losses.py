@@ -14,8 +14,9 @@ from tiny import REGRESSION, fit, same, tiny_scenes, tiny_task
 
 from uniflow import Tokenizer
 from uniflow.callbacks import EMA, TokenizerExport
-from uniflow.decoders import Adversarial, ConvDecoder, Perceptual, ViTDecoder
-from uniflow.tasks.optim import parameter_groups
+from uniflow.decoders import ConvDecoder, ViTDecoder
+from uniflow.losses import Adversarial, Perceptual
+from uniflow.training.optimizers import parameter_groups
 
 VIT = partial(ViTDecoder, width=32, num_heads=2, depth=1)
 CONV = partial(ConvDecoder, width=32, min_width=8, depth=1, groups=8)
@@ -172,7 +173,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, weights):
 
 def test_from_the_command_line(project, uniflow, weights):
     losses = [
-        {"class_path": "uniflow.decoders.Perceptual", "init_args": {"weights": weights, "backbone": "alexnet"}},
+        {"class_path": "uniflow.losses.Perceptual", "init_args": {"weights": weights, "backbone": "alexnet"}},
         {"class_path": "Adversarial", "init_args": {"width": 8, "depth": 2, "weight": 0.25}},
     ]
     (project / "losses.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"pixel_losses": losses}}}))

@@ -11,10 +11,10 @@ from tiny import ENCODER, REGRESSION, fit, same, tiny_scenes, tiny_task
 from uniflow import Tokenizer
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.callbacks import EMA
-from uniflow.distill import Adaptive, LastLayer, Linear, Uniform
-from uniflow.tasks import FusedAdamW
+from uniflow.distill import Adaptive, LastLayer, UniformWeighting
 from uniflow.tasks.base import step_seed
-from uniflow.tasks.optim import parameter_groups
+from uniflow.training import FusedAdamW, LinearSchedule
+from uniflow.training.optimizers import parameter_groups
 
 STEPS = 6
 
@@ -40,11 +40,11 @@ class Loud(MLPBottleneck):
 @pytest.mark.parametrize(
     "change",
     [
-        {"weighting": Uniform()},
+        {"weighting": UniformWeighting()},
         {"weighting": LastLayer()},
         {"weighting": Adaptive(beta=50.0)},
         {"distillation_weight": 0.0},
-        {"distillation_weight": Linear(3.0, 1.0)},
+        {"distillation_weight": LinearSchedule(3.0, 1.0)},
         {"reconstruction_weight": 0.5},
         {"distill_prefix_tokens": True},
         {"encoder_lr_multiplier": 0.1},
@@ -55,7 +55,7 @@ class Loud(MLPBottleneck):
         {"encoder": partial(ENCODER, tune=1)},
         {"optimizer": partial(FusedAdamW, lr=1e-3)},
         {"optimizer": torch.optim.SGD},
-        {"lr_schedule": Linear(1.0, 0.5)},
+        {"lr_schedule": LinearSchedule(1.0, 0.5)},
     ],
     ids=lambda change: ",".join(f"{k}={getattr(v, '__name__', type(v).__name__)}" for k, v in change.items()),
 )

@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NoReturn
 
-from uniflow import exit_codes
 from uniflow.ablation.metrics import duration
 from uniflow.ablation.plan import Run
 from uniflow.ablation.state import (
@@ -32,6 +31,7 @@ from uniflow.ablation.state import (
     read_state,
     surroundings,
 )
+from uniflow.core import exit_codes
 
 # The command `uniflow` of this interpreter; as a module, so that Lightning can start further processes of it.
 COMMAND = (sys.executable, "-m", "uniflow.cli")

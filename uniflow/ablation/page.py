@@ -13,7 +13,7 @@ from torch import Tensor
 from uniflow.ablation.plots import Plot, to_svg
 from uniflow.ablation.study import Study, caveats, glossary, protocol_warning
 from uniflow.ablation.tables import Table, failures_table, layers_table, means_table, options_table, runs_table
-from uniflow.pictures import row_png
+from uniflow.pictures.drawing import row_png
 
 Rows = Mapping[str, Tensor]
 BARS = "Bars are one standard deviation over seeds, small dots single seeds; a loss has a line for each run."

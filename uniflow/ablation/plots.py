@@ -16,7 +16,7 @@ import numpy as np
 from uniflow.ablation.metrics import RECONSTRUCTION, UNDERSTANDING, Metric
 from uniflow.ablation.study import Study
 from uniflow.ablation.tables import LAYER
-from uniflow.curves import Curve
+from uniflow.pictures.curves import Curve
 
 # Colours in the figures -> CSS variables in the page, which has others for a dark background.
 INK, RULE = "#24292e", "#d5d9de"

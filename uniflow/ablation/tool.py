@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,8 @@ from uniflow.ablation.launch import discard, is_outdated, launch_local, standing
 from uniflow.ablation.plan import Plan, Run, option_problem, option_word, read_plan, unknown
 from uniflow.ablation.state import FINISHED
 from uniflow.ablation.write import write_report
-from uniflow.cli import swap
-from uniflow.cli.app import PACKAGES, UniflowCLI
+from uniflow.cli.app import UniflowCLI, prepare
 from uniflow.cli.errors import UserError
-from uniflow.cli.quiet import quiet
 
 
 def ablate(
@@ -88,10 +85,7 @@ def check_options(runs: Sequence[Run]) -> None:
     Raises:
         UserError: if `uniflow fit` would refuse them.
     """
-    quiet()
-    swap.install()
-    for package in PACKAGES:  # known by their short names from then on
-        importlib.import_module(package)
+    prepare()
     for run in {run.variant: run for run in runs}.values():
         try:
             _OptionsOnly("fit", run.recipe_words)

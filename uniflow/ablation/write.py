@@ -13,8 +13,8 @@ from uniflow.ablation.page import failed_line, html_page
 from uniflow.ablation.plots import Plot, plots, to_png
 from uniflow.ablation.study import Study, caveats, glossary, protocol_warning
 from uniflow.ablation.tables import failures_table, layers_table, means_table, options_table, runs_table, write_csv
-from uniflow.curves import plot_curves, read_curves
-from uniflow.pictures import comparison_picture
+from uniflow.pictures.curves import plot_curves, read_curves
+from uniflow.pictures.drawing import comparison_picture
 
 
 def write_report(study: Study, out: Path, first_large: bool = False) -> None:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from uniflow.part import Part
-from uniflow.specs import EncoderOutput, LatentSpec
+from uniflow.core.part import Part
+from uniflow.core.specs import EncoderOutput, LatentSpec
 
 
 class Bottleneck(Part):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.bottleneck.quantized import import_library
+from uniflow.layers.precision import without_autocast
 
 
 class Codebook(nn.Module):
@@ -96,7 +95,7 @@ class Codebook(nn.Module):
                 f"a codebook made for processes={self.processes} is trained in {_processes()}, where copies would "
                 "drift apart: build the model after torch.distributed is initialised"
             )
-        with _no_autocast(vectors):
+        with without_autocast(vectors.device):
             if self.cosine:
                 vectors = F.normalize(vectors, dim=-1)
             codes, _, zero = self.quantizer(vectors.detach().reshape(1, -1, vectors.shape[-1]))
@@ -110,7 +109,7 @@ class Codebook(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Vectors (..., dim) -> indices of their nearest entries, int64, (...). Changes nothing."""
         entries = self.quantizer.codebook.to(vectors.dtype)
-        with _no_autocast(vectors):
+        with without_autocast(vectors.device):
             # |v - e|^2 without the part that is the same for all entries.
             distances = torch.addmm(entries.square().sum(dim=1), vectors.flatten(0, -2), entries.T, alpha=-2)
         return distances.argmin(dim=1).view(vectors.shape[:-1])
@@ -123,9 +122,3 @@ class Codebook(nn.Module):
 def _processes() -> int:
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager:
-    """Keeps matrix products in the type of `tensor`. (The meta device, where models are measured, has no autocast.)"""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

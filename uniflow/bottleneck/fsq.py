@@ -11,7 +11,7 @@ from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck, import_library
-from uniflow.specs import EncoderSpec
+from uniflow.core.specs import EncoderSpec
 
 # The library counts indices in float32, which holds integers up to here.
 MAX_CODEBOOK_SIZE = 2**24

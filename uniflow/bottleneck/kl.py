@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderOutput, EncoderSpec
+from uniflow.core.specs import EncoderOutput, EncoderSpec
+from uniflow.layers.precision import full_precision
 
 # Range of the log-variance, as in latent diffusion (arXiv 2112.10752): its exponential stays finite in float32.
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -55,7 +56,7 @@ class KLBottleneck(ProjectedBottleneck):
     def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = self.project(output).permute(0, 3, 1, 2)
         # A variance loses most of its digits in bfloat16.
-        mean, log_variance = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).chunk(2, dim=1)
+        mean, log_variance = full_precision(outputs).chunk(2, dim=1)
         log_variance = log_variance.clamp(*LOG_VARIANCE_RANGE)
         latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
         return latents.to(self.fc2.weight.dtype), {"kl": self.weight * gaussian_kl(mean, log_variance)}

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from uniflow.specs import EncoderOutput, EncoderSpec
+from uniflow.core.specs import EncoderOutput, EncoderSpec
+from uniflow.layers.precision import full_dtype, full_precision
 
 Layers = Literal["last", "all"] | int | list[int | Literal["embeddings"]]
 Fuse = Literal["sum", "concat", "learned"]
@@ -94,13 +95,13 @@ class LayerFusion(nn.Module):
             return tokens
         if self.normalize == "token":
             return normalize_tokens(tokens)
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        dtype = full_dtype(tokens.dtype)
         return ((tokens.to(dtype) - self.mean[place]) * self.scale[place]).to(tokens.dtype)
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:
     """A layer norm without parameters over the channels of tokens (..., D), computed in float32 at least."""
-    exact = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    exact = full_precision(tokens)
     return F.layer_norm(exact, exact.shape[-1:]).to(tokens.dtype)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderOutput, EncoderSpec
+from uniflow.core.specs import EncoderOutput, EncoderSpec
 
 
 class MLPBottleneck(ProjectedBottleneck):

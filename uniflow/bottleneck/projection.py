@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck.base import Bottleneck
 from uniflow.bottleneck.layers import Fuse, LayerFusion, Layers, Normalize, normalize_tokens
-from uniflow.init import preserve_variance_
+from uniflow.core.specs import EncoderOutput, EncoderSpec, LatentSpec
 from uniflow.layers import ExactLinear
-from uniflow.specs import EncoderOutput, EncoderSpec, LatentSpec
+from uniflow.layers.init import preserve_variance_
 
 
 class ProjectedBottleneck(Bottleneck):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
-from uniflow.specs import EncoderOutput, EncoderSpec
+from uniflow.core.specs import EncoderOutput, EncoderSpec
+from uniflow.layers.precision import full_precision
 
 
 class QuantizedBottleneck(ProjectedBottleneck):
@@ -88,7 +89,7 @@ class QuantizedBottleneck(ProjectedBottleneck):
 
     def _projected(self, output: EncoderOutput) -> Tensor:
         tokens = self.project(output)
-        return tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+        return full_precision(tokens)
 
     def _latents(self, codes: Tensor) -> Tensor:
         return codes.permute(0, 3, 1, 2).to(self.fc2.weight.dtype)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from uniflow.bottleneck.codebook import Codebook
 from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck
-from uniflow.specs import EncoderSpec
+from uniflow.core.specs import EncoderSpec
 
 
 class VQBottleneck(QuantizedBottleneck):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uniflow.bottleneck import Bottleneck
-from uniflow.specs import EncoderOutput
+from uniflow.core.specs import EncoderOutput
 from uniflow.tasks.tokenizer import TokenizerTask
 
 

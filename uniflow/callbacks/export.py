@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from uniflow.card import read_run
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.tokenizer.card import read_run
 
 
 class TokenizerExport(Callback):

@@ -12,9 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from uniflow.core.distributed import gather_lists
 from uniflow.encoders.base import EncoderOutput
+from uniflow.layers.precision import full_precision
 from uniflow.metrics import image_digests, knn_accuracy, leave_one_out_knn_accuracy, linear_cka, linear_probe
-from uniflow.metrics.gather import gather_lists
 from uniflow.tasks.tokenizer import TokenizerTask
 
 _FEATURES = ("teacher", "student", "latent")
@@ -207,7 +208,7 @@ class _Chosen:
         features = {
             "teacher": self._pooled(teacher, index),
             "student": self._pooled(student, index),
-            "latent": _exact(latents[index]).mean(dim=(2, 3)).cpu(),
+            "latent": full_precision(latents[index]).mean(dim=(2, 3)).cpu(),
         }
         for row, key in enumerate(new):
             # Copies, since a view would keep the whole batch.
@@ -232,12 +233,8 @@ class _Chosen:
     def _pooled(self, output: EncoderOutput, index: Tensor) -> Tensor:
         """Mean patch tokens (B, L, D), or (B, D) of the last block alone."""
         states = output.hidden_states[-1:] if self._last_only else output.hidden_states
-        pooled = torch.stack([_exact(state[index]).mean(dim=1) for state in states], dim=1).cpu()
+        pooled = torch.stack([full_precision(state[index]).mean(dim=1) for state in states], dim=1).cpu()
         return pooled[:, 0] if self._last_only else pooled
-
-
-def _exact(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def _keys(batch: dict[str, Any]) -> list[_Key]:

@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from uniflow.pictures import pca_basis, pca_image, rows_to_grid, save_picture
+from uniflow.core.pixels import to_unit_range
+from uniflow.pictures.drawing import pca_basis, pca_image, rows_to_grid, save_picture
 from uniflow.sharding.shard import is_sharded
-from uniflow.tasks.base import to_unit_range
 from uniflow.tasks.tokenizer import TokenizerTask
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from uniflow.exit_codes import REQUEUE
+from uniflow.core.exit_codes import REQUEUE
 
 
 class Preempted(Exception):

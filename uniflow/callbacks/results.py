@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from uniflow.atomic import replacing
-from uniflow.card import model_card, read_run, write_card
+from uniflow.core.atomic import replacing
 from uniflow.metrics import slice_means, write_table
-from uniflow.saving import WEIGHTS_NAME, read_tensors, without_adapters
 from uniflow.tasks.tokenizer import TokenizerTask
 from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.card import model_card, read_run, write_card
+from uniflow.tokenizer.saving import WEIGHTS_NAME, read_tensors, without_adapters
 
 
 class ResultsFile(Callback):
@@ -50,7 +50,7 @@ class ResultsFile(Callback):
         with replacing(run / "test_results.json") as new:
             new.write_text(json.dumps(results, indent=2) + "\n")
         if self._exported and isinstance(pl_module, TokenizerTask):
-            write_card(run / "tokenizer", model_card(pl_module.tokenizer, *read_run(run)))
+            write_card(run / "tokenizer", model_card(pl_module.tokenizer.parts, *read_run(run)))
 
 
 def _holds(folder: Path, tokenizer: Tokenizer) -> bool:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from uniflow.callbacks.ema import EMA
 from uniflow.data.first import FirstImages, rank_share
+from uniflow.layers.precision import without_autocast
 from uniflow.metrics import ChannelMoments
 from uniflow.tasks.base import evaluation_mode
 from uniflow.tasks.tokenizer import TokenizerTask
@@ -70,7 +71,7 @@ def measure(task: TokenizerTask, batches: Iterable[Any]) -> ChannelMoments:
     """The moments of this process's latents."""
     moments = ChannelMoments()
     for batch in batches:
-        with torch.autocast(task.device.type, enabled=False):  # what a loaded tokenizer gives, which is float32
+        with without_autocast(task.device):  # what a loaded tokenizer gives, which is float32
             moments.update(task.tokenizer.encode(batch["image"].to(task.device)))
     return moments
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichModelSummary
 
-from uniflow.summary import print_summary
 from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.tokenizer.summary import print_summary
 
 
 class PartsSummary(RichModelSummary):

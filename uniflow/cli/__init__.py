@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from uniflow.cli.errors import UserError
-from uniflow.exit_codes import INTERRUPTED
+from uniflow.core.exit_codes import INTERRUPTED
 
 # Lightning's entry points: name -> what it does.
 RUNS = {
@@ -20,26 +20,51 @@ RUNS = {
     "validate": "evaluate on the validation data",
     "test": "evaluate on the test data; writes test_results.json into the run's folder",
     "predict": "run the model over the data",
-    "stats": "measure mean and standard deviation of a tokenizer's latents, to normalise them with",
-    "plan": "say what a fit would take: parameters, operations, memory of a GPU, hours; nothing is allocated",
+}
+
+# Tools that take a recipe's options: name -> (module:function of the command line, what it does).
+RECIPE_TOOLS = {
+    "stats": (
+        "uniflow.tools.stats:run_stats",
+        "measure mean and standard deviation of a tokenizer's latents, to normalise them with",
+    ),
+    "plan": (
+        "uniflow.tools.plan:run_plan",
+        "say what a fit would take: parameters, operations, memory of a GPU, hours; nothing is allocated",
+    ),
 }
 
 # The other tools: name -> (module:function, what it does). A module is imported when its tool is called.
 TOOLS = {
-    "reconstruct": ("uniflow.reconstruct:reconstruct", "write pictures beside their reconstructions; PSNR and SSIM"),
-    "pack": ("uniflow.data.pack:pack", "pack a folder of pictures into WebDataset shards"),
-    "photos": ("uniflow.data.photos:export_photos", "write the photographs shipped with scikit-image and scikit-learn"),
+    "reconstruct": (
+        "uniflow.tools.reconstruct:reconstruct",
+        "write images beside their reconstructions; PSNR, SSIM",
+    ),
+    "pack": ("uniflow.tools.pack:pack", "pack a folder of images into WebDataset shards"),
+    "photos": (
+        "uniflow.tools.photos:export_photos",
+        "write the photographs of scikit-image and scikit-learn",
+    ),
     "ablate": ("uniflow.ablation.tool:ablate", "run variants of a recipe with several seeds, and compare them"),
-    "report": ("uniflow.report:report", "compare runs: tables, plots and pictures"),
-    "push": ("uniflow.push:push", "upload a tokenizer with its card to Hugging Face's hub"),
-    "evaluate": ("uniflow.evaluate:evaluate", "judge a tokenizer on pictures by the evaluation protocol"),
-    "sweep-steps": ("uniflow.sweep:sweep_steps", "quality and cost of decoding over sampler steps and start noise"),
-    "look": ("uniflow.look:look", "show what a tokenizer makes of a picture: features, similarity, latents, errors"),
-    "export": ("uniflow.export:export", "write encode and decode as torch.export programs and as ONNX"),
-    "consolidate": ("uniflow.consolidate:consolidate", "make a tokenizer's folder of any checkpoint, sharded or not"),
-    "summary": ("uniflow.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
-    "convert": ("uniflow.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
-    "quickstart": ("uniflow.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
+    "report": ("uniflow.tools.report:report", "compare runs: tables, plots and pictures"),
+    "push": ("uniflow.tools.push:push", "upload a tokenizer with its card to Hugging Face's hub"),
+    "evaluate": ("uniflow.tools.evaluate:evaluate", "judge a tokenizer on pictures by the evaluation protocol"),
+    "sweep-steps": (
+        "uniflow.tools.sweep:sweep_steps",
+        "quality and cost against sampler steps and start noise",
+    ),
+    "look": (
+        "uniflow.tools.look:look",
+        "show an image's features, similarities, latents and errors",
+    ),
+    "export": ("uniflow.tools.export:export", "write encode and decode as torch.export programs and as ONNX"),
+    "consolidate": (
+        "uniflow.tools.consolidate:consolidate",
+        "turn any checkpoint, sharded or not, into a tokenizer folder",
+    ),
+    "summary": ("uniflow.tools.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
+    "convert": ("uniflow.tools.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
+    "quickstart": ("uniflow.tools.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
 }
 
 
@@ -84,20 +109,25 @@ def _dispatch(arguments: list[str]) -> int:
         from uniflow.cli.app import run
 
         return run(command, rest)
+    if command in RECIPE_TOOLS:
+        from uniflow.cli.tools import load_function
+
+        return load_function(command, RECIPE_TOOLS[command][0])(rest)
     if command in TOOLS:
         from uniflow.cli.tools import run_tool
 
         return run_tool(command, TOOLS[command][0], rest)
-    known = [*RUNS, *TOOLS]
+    known = [*RUNS, *RECIPE_TOOLS, *TOOLS]
     close = difflib.get_close_matches(command, known, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"there is no command {command!r}; {guess}known: {', '.join(known)}")
 
 
 def _help() -> str:
-    width = max(map(len, [*RUNS, *TOOLS]))
+    width = max(map(len, [*RUNS, *RECIPE_TOOLS, *TOOLS]))
     lines = ["usage: uniflow COMMAND [options]", "", "train and evaluate:"]
     lines += [f"  {name:{width}}  {text}" for name, text in RUNS.items()]
+    lines += [f"  {name:{width}}  {text}" for name, (_, text) in RECIPE_TOOLS.items()]
     lines += ["", "tools:"]
     lines += [f"  {name:{width}}  {text}" for name, (_, text) in TOOLS.items()]
     lines += [

@@ -17,10 +17,11 @@ from uniflow import callbacks
 from uniflow.callbacks.preemption import Preempted
 from uniflow.cli import progress, swap
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
-from uniflow.cli.errors import UserError, first_line, raised_here, user_error_types, user_errors
+from uniflow.cli.errors import UserError, raised_here, user_error_types, user_errors
 from uniflow.cli.parser import Parser
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
+from uniflow.core.errors import one_line
 
 # Callbacks of every run: top-level option -> class. `--KEY null` drops one, `--KEY.argument value` configures it.
 CALLBACKS: dict[str, type[Callback]] = {
@@ -51,30 +52,26 @@ PACKAGES = (
 
 
 def run(command: str, args: list[str]) -> int:
-    """Run fit, validate, test, predict, stats or plan with the options `args`.
+    """Run fit, validate, test or predict with the options `args`.
 
     Returns:
         The exit code: 0 when it went through, 75 when a signal stopped it and its state is saved.
     """
-    quiet()
-    swap.install()
-    for package in PACKAGES:
-        importlib.import_module(package)
-    if command == "stats":
-        from uniflow.cli.stats import StatsCLI
-
-        StatsCLI(command, args)
-        return 0
-    if command == "plan":
-        from uniflow.cli.plan import run_plan
-
-        return run_plan(command, args)
+    prepare()
     try:
         UniflowCLI(command, args)
     except Preempted as stop:
         rank_zero_info(f"uniflow: {stop}")
         return stop.code
     return 0
+
+
+def prepare() -> None:
+    """What has to be done once before a `UniflowCLI` is made: quiet libraries, clean class swaps, short class names."""
+    quiet()
+    swap.install()
+    for package in PACKAGES:
+        importlib.import_module(package)
 
 
 class UniflowCLI(LightningCLI):
@@ -152,11 +149,11 @@ class UniflowCLI(LightningCLI):
             raise
         except user_error_types() as error:
             if not self.watch.running or isinstance(error, MisconfigurationException):
-                raise UserError(first_line(error)) from error
+                raise UserError(one_line(error)) from error
             if isinstance(error, ValueError) and raised_here(error):
-                raise UserError(f"{first_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
+                raise UserError(f"{one_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
             raise
         except RuntimeError as error:
             if self.watch.running or "loading state_dict" not in str(error):
                 raise
-            raise UserError(f"the checkpoint does not fit the model: {first_line(error)[:400]}") from error
+            raise UserError(f"the checkpoint does not fit the model: {one_line(error, 400)}") from error

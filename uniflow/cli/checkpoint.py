@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch import Tensor
 
-from uniflow.atomic import replacing
+from uniflow.core.atomic import replacing
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta, read_tensors
 
 warning_cache = WarningCache()

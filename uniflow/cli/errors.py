@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from uniflow.core.errors import one_line
+
 # Lines of jsonargparse's reports that say how it tried, not what is wrong.
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
@@ -29,7 +31,7 @@ class UserError(Exception):
     """Something that the user can put right; its text is the one line that is shown."""
 
 
-def one_line(message: str) -> str:
+def readable_report(message: str) -> str:
     """jsonargparse's nested report as one line: the option, then what is wrong with it."""
     keys = [k.replace("init_args.", "") for k in _KEY.findall(message)]
     reasons: list[str] = []
@@ -44,11 +46,6 @@ def one_line(message: str) -> str:
             reasons.append(text)
     reason = "; ".join(reasons) or " ".join(message.split())
     return f"{'.'.join(keys)}: {reason}" if keys else reason
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's text on one line; its class's name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def raised_here(error: BaseException) -> bool:
@@ -72,4 +69,4 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except user_error_types() as error:
-        raise UserError(first_line(error)) from error
+        raise UserError(one_line(error)) from error

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from uniflow.cli.errors import UserError, one_line
+from uniflow.cli.errors import UserError, readable_report
 
 
 class Parser(LightningArgumentParser):
@@ -19,7 +19,7 @@ class Parser(LightningArgumentParser):
         message = self._explain(message)
         if not self.exit_on_error:  # an inner parser: jsonargparse catches this and reports it further up
             super().error(message, ex)
-        raise UserError(one_line(message)) from ex
+        raise UserError(readable_report(message)) from ex
 
     def parse_path(self, *args: Any, **kwargs: Any) -> Namespace:
         """As in jsonargparse; an error names the file."""

@@ -15,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from uniflow.atomic import existing, recover, replacing
 from uniflow.cli.checkpoint import AtomicCheckpointIO
 from uniflow.cli.errors import UserError
+from uniflow.core.atomic import existing, recover, replacing
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
 
 CONFIG = "config.yaml"

@@ -22,7 +22,7 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
     Returns:
         The exit code: what the function returns if that is an int, else 0.
     """
-    function = _load(name, target)
+    function = load_function(name, target)
     from uniflow.cli.parser import Parser
 
     parser = Parser(prog=f"uniflow {name}", description=parse_docstring(function.__doc__ or "").short_description or "")
@@ -36,7 +36,8 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
 
-def _load(name: str, target: str) -> Callable[..., Any]:
+def load_function(name: str, target: str) -> Callable[..., Any]:
+    """The function `target` ("module:function") of the command `name`."""
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-if TYPE_CHECKING:
-    from uniflow.data.base import ImageDataModule
+
+class TrainingData(Protocol):
+    """What a position needs to know of a data module."""
+
+    trainer: Trainer | None
+    batch_size: int
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that share the data."""
+
+    @property
+    def global_batch(self) -> int:
+        """Samples that all processes together train on in one batch."""
+
+    def epoch_batches(self) -> int:
+        """Batches of a whole epoch, for each process."""
+
+    def batches_left(self, samples: int) -> int:
+        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
 
 
 class TrainPosition(Callback):
@@ -23,7 +41,7 @@ class TrainPosition(Callback):
         samples: of that pass, how many all processes together have trained on.
     """
 
-    def __init__(self, data: ImageDataModule) -> None:
+    def __init__(self, data: TrainingData) -> None:
         self.data = data
         self.epoch = self.samples = 0
 

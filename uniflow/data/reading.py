@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps, features
 from torch import Tensor
 
+from uniflow.core.errors import one_line
+
 try:
     import simplejpeg
 except ImportError:  # the extra `fast`; without it PIL decodes to the same pixels, more slowly
@@ -85,7 +87,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     except Image.UnidentifiedImageError as error:
         raise ImageReadError(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # broken files make PIL's decoders raise nearly anything
-        raise ImageReadError(name, _one_line(error)) from error
+        raise ImageReadError(name, f"{type(error).__name__}: {one_line(error)}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -100,7 +102,7 @@ def image_size(source: str | os.PathLike[str]) -> tuple[int, int]:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     except Exception as error:  # as in `read_image`
-        raise ImageReadError(os.fspath(source), _one_line(error)) from error
+        raise ImageReadError(os.fspath(source), f"{type(error).__name__}: {one_line(error)}") from error
     return (width, height) if turned else (height, width)
 
 
@@ -136,8 +138,3 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _grey(values: np.ndarray) -> Image.Image:
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

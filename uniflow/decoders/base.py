@@ -8,19 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from uniflow.part import Part
-from uniflow.specs import LatentSpec
+from uniflow.core.part import Part
+from uniflow.core.specs import LatentSpec
+from uniflow.layers.grid import Window, cut
 
 if TYPE_CHECKING:
     from uniflow.decoders.shortcut import LinearShortcut
-
-# Rows and columns of a part of a picture, in latents.
-Window = tuple[slice, slice]
-
-
-def cut(latents: Tensor, window: Window | None) -> Tensor:
-    """The part of (B, C, h, w) in a window; None is all of it."""
-    return latents if window is None else latents[..., window[0], window[1]]
 
 
 class PixelDecoder(Part):

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
-from uniflow.specs import LatentSpec
 
 
 class ConvDecoder(DirectDecoder):

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.shortcut import LinearShortcut
-from uniflow.specs import LatentSpec
+from uniflow.layers.precision import full_precision, without_autocast
 
 _DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
@@ -49,7 +50,7 @@ class DirectDecoder(PixelDecoder):
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """`loss`, and the pictures that it judged."""
         pixels = self._paint(latents)
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             loss = _DISTANCES[self.distance](pixels, (images * 2 - 1).to(pixels.dtype))
         return {self.distance: loss}, pixels * 0.5 + 0.5
 
@@ -66,5 +67,5 @@ class DirectDecoder(PixelDecoder):
     def _paint(self, latents: Tensor) -> Tensor:
         """`paint` in float32 at least, and the linear path if there is one."""
         pixels = self.paint(latents)
-        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        pixels = full_precision(pixels)
         return pixels if self.shortcut is None else pixels + self.shortcut.image(latents)

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from uniflow.decoders.base import PixelDecoder, Window, cut
-from uniflow.decoders.flow import (
+from uniflow.core.specs import LatentSpec
+from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.global_stage import GlobalStage
+from uniflow.decoders.shortcut import LinearShortcut, join, split
+from uniflow.flow import (
     data_to_velocity,
     euler,
     guide,
@@ -22,9 +25,9 @@ from uniflow.decoders.flow import (
     velocity_target,
     velocity_to_data,
 )
-from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
-from uniflow.decoders.shortcut import LinearShortcut, join, split
-from uniflow.specs import LatentSpec
+from uniflow.layers.adaln import PatchMLP
+from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.precision import full_dtype, without_autocast
 
 
 class PatchFlowDecoder(PixelDecoder):
@@ -163,8 +166,8 @@ class PatchFlowDecoder(PixelDecoder):
         x_t = interpolate(noise, data, t[..., None])
         prediction = self._predict(condition, x_t, t)
         velocity = self._velocity_of(prediction, x_t, t)
-        with torch.autocast(data.device.type, enabled=False):
-            dtype = torch.promote_types(velocity.dtype, torch.float32)
+        with without_autocast(data.device):
+            dtype = full_dtype(velocity.dtype)
             if self.prediction == "data":
                 patches = prediction.to(dtype)
             else:
@@ -196,7 +199,7 @@ class PatchFlowDecoder(PixelDecoder):
     def _velocity_of(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.prediction == "velocity":
             return prediction
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        dtype = full_dtype(prediction.dtype)
         return data_to_velocity(prediction.to(dtype), x_t.to(dtype), t[..., None].to(dtype))
 
     def decode(
@@ -215,7 +218,7 @@ class PatchFlowDecoder(PixelDecoder):
         if self.start == "zero":
             return None
         # The path is integrated in float32 at least, whatever the latents' type.
-        dtype = torch.promote_types(latents.dtype, torch.float32)
+        dtype = full_dtype(latents.dtype)
         return torch.randn(self._image_shape(latents), device=latents.device, dtype=dtype, generator=generator)
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
@@ -230,7 +233,7 @@ class PatchFlowDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        shape, dtype = self._image_shape(context), torch.promote_types(context.dtype, torch.float32)
+        shape, dtype = self._image_shape(context), full_dtype(context.dtype)
         if noise is None:
             noise = self.draw_noise(context, generator)
         if noise is None:

@@ -7,10 +7,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from uniflow.decoders.base import PixelDecoder, Window, cut
-from uniflow.decoders.layers import GlobalStage, PatchMLP, patchify, unpatchify
+from uniflow.core.specs import LatentSpec
+from uniflow.decoders.base import PixelDecoder
+from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
-from uniflow.specs import LatentSpec
+from uniflow.layers.adaln import PatchMLP
+from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.precision import full_precision, without_autocast
 
 
 class RegressionDecoder(PixelDecoder):
@@ -60,7 +63,7 @@ class RegressionDecoder(PixelDecoder):
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """`loss`, and the pictures that it judged."""
         patches = self._patches(self._condition(latents))
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             target = patchify(images * 2 - 1, self.spec.patch_size)
             loss = F.mse_loss(patches, target.to(patches.dtype))
         return {"regression": loss}, self._paint(patches, latents)
@@ -96,7 +99,7 @@ class RegressionDecoder(PixelDecoder):
         """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""
         tokens, latents = split(self.shortcut, condition)
         patches = self.head(tokens)
-        patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
+        patches = full_precision(patches)
         return patches if self.shortcut is None else patches + self.shortcut(latents)
 
     def _paint(self, patches: Tensor, latents: Tensor) -> Tensor:

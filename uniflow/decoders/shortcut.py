@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from uniflow.decoders.layers import unpatchify
 from uniflow.layers import ExactLinear
+from uniflow.layers.grid import unpatchify
 
 
 class LinearShortcut(ExactLinear):

@@ -9,12 +9,13 @@ from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from uniflow.decoders.base import Window, cut
+from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
-from uniflow.decoders.layers import PositionEmbedding, unpatchify, zero_linear
 from uniflow.decoders.shortcut import join, split
-from uniflow.init import preserve_variance_
-from uniflow.specs import LatentSpec
+from uniflow.layers.adaln import zero_linear
+from uniflow.layers.grid import PositionEmbedding, Window, cut, unpatchify
+from uniflow.layers.init import preserve_variance_
+from uniflow.layers.precision import full_precision
 
 
 class ViTDecoder(DirectDecoder):
@@ -84,7 +85,7 @@ class ViTDecoder(DirectDecoder):
         grid = (context.shape[-2], context.shape[-1])
         tokens, latents = split(self.shortcut, rearrange(context, "b c h w -> b (h w) c"))
         pixels = self._pixels(tokens, grid)
-        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        pixels = full_precision(pixels)
         if self.shortcut is not None:
             pixels = pixels + unpatchify(self.shortcut(latents), self.spec.patch_size, grid)
         return pixels * 0.5 + 0.5

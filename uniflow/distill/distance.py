@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from uniflow.encoders.base import EncoderOutput
+from uniflow.layers.precision import full_precision, without_autocast
 
 # Norms below this count as this, as in `torch.nn.functional.cosine_similarity`.
 EPS = 1e-8
@@ -46,14 +47,14 @@ def token_cosines(student: Tensor, teacher: Tensor) -> Tensor:
         student: gradients flow through this; not twice.
         teacher: detached.
     """
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student.device):
         return _TokenCosines.apply(student, teacher.detach())
 
 
 class _TokenCosines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        a, b = _exact(student), _exact(teacher)
+        a, b = full_precision(student), full_precision(teacher)
         norm_a, norm_b = (torch.linalg.vector_norm(x, dim=-1).clamp_min(EPS) for x in (a, b))
         cosines = (a * b).sum(dim=-1) / norm_a / norm_b
         ctx.save_for_backward(student, teacher, norm_a, norm_b, cosines)
@@ -66,8 +67,8 @@ class _TokenCosines(torch.autograd.Function):
         # d cos / da = b / (|a| |b|) - cos a / |a|^2; a norm at its floor does not depend on a.
         on_b = gradient / norm_a / norm_b
         on_a = torch.where(norm_a > EPS, gradient * cosines / norm_a.square(), 0)
-        found = _exact(teacher) * on_b[..., None]
-        found.addcmul_(_exact(student), on_a[..., None], value=-1)
+        found = full_precision(teacher) * on_b[..., None]
+        found.addcmul_(full_precision(student), on_a[..., None], value=-1)
         return found.to(student.dtype), None
 
 
@@ -79,10 +80,6 @@ def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[T
         if h_student.shape != h_teacher.shape:
             raise ValueError(f"layer {layer}: student {tuple(h_student.shape)}, teacher {tuple(h_teacher.shape)}")
         yield token_cosines(h_student, h_teacher)
-
-
-def _exact(features: Tensor) -> Tensor:
-    return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def tokens_to_match(output: EncoderOutput, *, prefix: bool) -> list[Tensor]:

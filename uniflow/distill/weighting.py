@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from uniflow.distill.schedule import Schedule, as_schedule
+from uniflow.layers.precision import full_precision
+from uniflow.training.schedules import Schedule, as_schedule
 
 
 class LayerWeighting(ABC):
@@ -30,7 +31,7 @@ class LayerWeighting(ABC):
             ValueError: if the scores do not have the distances' shape.
         """
         distances = distances.detach()
-        distances = distances.to(torch.promote_types(distances.dtype, torch.float32))
+        distances = full_precision(distances)
         with torch.no_grad():
             scores = self.scores(distances, progress)
         if scores.shape != distances.shape:
@@ -45,7 +46,7 @@ class LayerWeighting(ABC):
         """Non-negative relative weights (L,); the base class normalises them."""
 
 
-class Uniform(LayerWeighting):
+class UniformWeighting(LayerWeighting):
     """Every layer counts the same."""
 
     def scores(self, distances: Tensor, progress: float) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.part import Part
+from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.encoders.lora import add_adapters
-from uniflow.part import Part
-from uniflow.specs import EncoderOutput, EncoderSpec
+from uniflow.layers.precision import full_dtype
 
 __all__ = ["EncoderOutput", "Tune", "VisionEncoder", "set_trainable"]
 
@@ -53,7 +54,7 @@ class VisionEncoder(Part):
             raise ValueError(f"image sides must be multiples of the patch size {p}, got {tuple(images.shape[-2:])}")
         dtype = next(self.parameters()).dtype
         scale = 1 if images.is_floating_point() else 255
-        images = images.to(torch.promote_types(dtype, torch.float32)) / scale
+        images = images.to(full_dtype(dtype)) / scale
         mean = torch.tensor(self.spec.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
         std = torch.tensor(self.spec.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
         return ((images - mean) / std).to(dtype)

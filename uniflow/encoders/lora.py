@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from uniflow.layers.precision import full_dtype
+
 LORA_ARGUMENTS = ("lora_rank", "lora_alpha", "lora_targets")
 # peft's names, in the layer that it puts in the place of a linear one.
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -131,7 +133,7 @@ def _merge(layer: str, tensors: Mapping[str, Tensor], alpha: float) -> Tensor:
         raise ValueError(f"the adapters of {layer} are no pair")
     if weight.shape != (up.shape[0], down.shape[1]):
         raise ValueError(f"the adapters of {layer} do not fit its weight {tuple(weight.shape)}")
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = full_dtype(weight.dtype)
     with torch.no_grad():
         return torch.addmm(weight.to(dtype), up.to(dtype), down.to(dtype), alpha=alpha / rank)
 

@@ -14,10 +14,10 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from uniflow.core.specs import EncoderSpec
 from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
 from uniflow.encoders.loading import load_timm_state, read_weights
 from uniflow.encoders.lora import lora_arguments
-from uniflow.specs import EncoderSpec
 
 Activation = Literal["timm", "gelu", "gelu_tanh", "quick_gelu"]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from uniflow.core.errors import one_line
 from uniflow.encoders.loading import read_safetensors, safetensors_keys
-from uniflow.encoders.transformers_towers import Triple, one_line
+from uniflow.encoders.transformers_towers import Triple
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -20,8 +20,9 @@ from timm.data import (
 )
 from torch import Tensor, nn
 
+from uniflow.core.errors import one_line
+from uniflow.core.specs import EncoderSpec
 from uniflow.encoders.loading import refuse_misfits
-from uniflow.specs import EncoderSpec
 
 Triple = tuple[float, float, float]
 
@@ -309,8 +310,3 @@ def _side(config: Any, key: str) -> int:
     if len(sides) != 1:
         raise ValueError(f"a {config.model_type!r} with {key} {value} is no encoder here: it must be square")
     return sides.pop()
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

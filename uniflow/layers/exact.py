@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from uniflow.layers.precision import full_dtype, without_autocast
 
 
 class ExactLinear(nn.Linear):
@@ -19,12 +17,7 @@ class ExactLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features), of any float type -> (..., out_features), float32 at least."""
-        dtype = torch.promote_types(input.dtype, torch.float32)
+        dtype = full_dtype(input.dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
         with without_autocast(input.device):
             return F.linear(input.to(dtype), self.weight.to(dtype), bias)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast off; the meta device, on which nothing is computed, knows none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -7,11 +7,13 @@ from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, Inceptio
 from uniflow.metrics.identity import image_digests, noise_for
 from uniflow.metrics.perceptual import LPIPS
 from uniflow.metrics.probe import linear_probe, linear_psnr
-from uniflow.metrics.protocol import Evaluation, Protocol, fingerprint
+from uniflow.metrics.protocol import Evaluation, ReconstructionProtocol, fingerprint
 from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, patch_means, psnr, ssim
 from uniflow.metrics.similarity import knn_accuracy, leave_one_out_knn_accuracy, linear_cka
 from uniflow.metrics.slices import STATISTICS, image_statistics, slice_means
 from uniflow.metrics.table import write_table
+
+Protocol = ReconstructionProtocol  # the name that configs of earlier versions have
 
 __all__ = [
     "LPIPS",
@@ -23,7 +25,7 @@ __all__ = [
     "FeatureExtractor",
     "InceptionFeatures",
     "Moments",
-    "Protocol",
+    "ReconstructionProtocol",
     "cmmd",
     "fingerprint",
     "frechet_distance",

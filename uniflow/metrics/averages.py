@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from uniflow.metrics.gather import gather_lists
+from uniflow.core.distributed import gather_lists
 
 
 class Averages:

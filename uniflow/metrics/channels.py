@@ -7,7 +7,7 @@ from functools import reduce
 
 from torch import Tensor
 
-from uniflow.metrics.gather import gather_lists
+from uniflow.core.distributed import gather_lists
 
 
 @dataclass(frozen=True)

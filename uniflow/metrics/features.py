@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.encoders.base import VisionEncoder
+from uniflow.layers.precision import without_autocast
 
 INCEPTION_SHA256 = "6726825d"  # how torch-fidelity's published file begins; the file's name carries it too
 
@@ -66,7 +67,7 @@ class EncoderFeatures(FeatureExtractor):
         if not (height and width):
             raise ValueError(f"{self.name} features need images of at least {p} x {p} pixels, got {images.shape[-2:]}")
         encoder = self.encoder.to(images.device)
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return encoder(images[..., :height, :width].float()).hidden_states[-1].float().mean(dim=1)
 
     def identity(self) -> str:
@@ -108,7 +109,7 @@ class InceptionFeatures(FeatureExtractor):
     def __call__(self, images: Tensor) -> Tensor:
         pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
         network = self.network.to(images.device)
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             return network(pixels)[0].float()
 
     def identity(self) -> str:

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uniflow.decoders.lpips import read_lpips
+from uniflow.layers.precision import without_autocast
+from uniflow.losses.lpips import read_lpips
 from uniflow.metrics.features import check_file
 
 
@@ -36,7 +37,7 @@ class LPIPS:
     def __call__(self, reconstruction: Tensor, original: Tensor) -> Tensor:
         """LPIPS of each image, (B,), for (B, 3, H, W) in [0, 1]."""
         network = self._network.to(original.device)
-        with torch.autocast(original.device.type, enabled=False):
+        with without_autocast(original.device):
             return network(reconstruction.float(), original.float())
 
     def identity(self) -> str:

@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from uniflow.core.distributed import gather_lists
 from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor
-from uniflow.metrics.gather import gather_lists
 from uniflow.metrics.perceptual import LPIPS
 from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, psnr, ssim
 from uniflow.metrics.slices import image_statistics, metric_names
@@ -24,7 +24,7 @@ SetMetric = Literal["frechet", "kid", "cmmd"]
 IMAGE_METRICS = {"psnr": psnr, "ssim": ssim, "legacy_ssim": legacy_ssim, "ms_ssim": ms_ssim}
 
 
-class Protocol:
+class ReconstructionProtocol:
     """How reconstructions are judged, online (validation in fit) and offline (`uniflow test`, `uniflow evaluate`).
 
     Args:
@@ -91,7 +91,7 @@ class Evaluation:
             statistics by which `slice_means` slices.
     """
 
-    def __init__(self, protocol: Protocol, with_sets: bool = True) -> None:
+    def __init__(self, protocol: ReconstructionProtocol, with_sets: bool = True) -> None:
         self.protocol = protocol
         self.rows: list[dict[str, Any]] = []
         self._digests: list[str] = []

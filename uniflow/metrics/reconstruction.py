@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.image import (
@@ -10,6 +9,8 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+
+from uniflow.layers.precision import without_autocast
 
 
 def psnr(reconstruction: Tensor, original: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def legacy_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
 def _ssim(reconstruction: Tensor, original: Tensor, data_range: float) -> Tensor:
     if min(original.shape[-2:]) < 11:
         raise ValueError(f"SSIM needs images of at least 11 x 11 pixels, got {tuple(original.shape[-2:])}")
-    with torch.autocast(original.device.type, enabled=False):  # which would blur in bfloat16
+    with without_autocast(original.device):  # which would blur in bfloat16
         _, full = structural_similarity_index_measure(
             reconstruction.float(), original.float(), data_range=data_range, reduction="none", return_full_image=True
         )
@@ -78,7 +79,7 @@ def ms_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
     """
     if min(original.shape[-2:]) <= 160:
         raise ValueError(f"ms_ssim needs images with sides above 160 pixels, got {tuple(original.shape[-2:])}")
-    with torch.autocast(original.device.type, enabled=False):
+    with without_autocast(original.device):
         return multiscale_structural_similarity_index_measure(
             reconstruction.float(), original.float(), data_range=1.0, reduction="none", normalize="relu"
         )

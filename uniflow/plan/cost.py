@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from uniflow.core.pixels import to_unit_range
 from uniflow.plan.simulate import FakeTask
-from uniflow.tasks.base import to_unit_range
 
 T = TypeVar("T")
 

@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_iter
 
-from uniflow.blocks import checkpoint_blocks, find_blocks, restore_blocks
-from uniflow.distill import as_schedule
 from uniflow.distill.teacher import ROUNDED
+from uniflow.layers.blocks import checkpoint_blocks, find_blocks, restore_blocks
 from uniflow.plan.live import LiveTensors
 from uniflow.tasks import TokenizerTask
+from uniflow.training import as_schedule
 
 
 @dataclass(frozen=True)

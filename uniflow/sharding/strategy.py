@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 
-from uniflow.atomic import beside, existing, put_in_place
+from uniflow.core.atomic import beside, existing, put_in_place
 from uniflow.sharding.checkpoint import (
     AVERAGE,
     META_NAME,

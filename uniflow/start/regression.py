@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.bottleneck.layers import last_features
-from uniflow.decoders.layers import patchify
+from uniflow.core.pixels import to_unit_range
+from uniflow.layers.grid import patchify
 from uniflow.metrics import image_digests
 from uniflow.sharding.shard import reshard, spread_like
 from uniflow.start.moments import SecondMoments
@@ -68,7 +69,7 @@ class Regression:
         for images in batches:
             output = tokenizer.encoder(images)
             inputs = bottleneck.tokens(output)
-            pixels = images if images.is_floating_point() else images.float() / 255
+            pixels = to_unit_range(images)
             features = last_features(output, inputs.shape[1]).to(pixels.dtype)
             targets = torch.cat([patchify(pixels, p), features], dim=-1)
             rows = inputs.flatten(1, 2)

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from uniflow.blocks import checkpoint_blocks, compile_blocks, find_blocks
-from uniflow.distill.schedule import Cosine, Schedule, Warmup, as_schedule
+from uniflow.layers.blocks import checkpoint_blocks, compile_blocks, find_blocks
 from uniflow.sharding.strategy import spread
-from uniflow.tasks.optim import FusedAdamW, parameter_groups
+from uniflow.training.optimizers import FusedAdamW, parameter_groups
+from uniflow.training.schedules import CosineSchedule, Schedule, Warmup, as_schedule
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
@@ -50,7 +50,7 @@ class Task(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self._optimizer = optimizer
-        self._lr_schedule = lr_schedule or Warmup(0.05, Cosine(1.0, 0.01))
+        self._lr_schedule = lr_schedule or Warmup(0.05, CosineSchedule(1.0, 0.01))
         self._total_steps: float = math.inf
         self._built = False
 
@@ -134,8 +134,3 @@ def step_seed(*position: int) -> int:
     """A seed for torch from the run's seed (`seed_everything`) and a position such as (batch, rank)."""
     run_seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     return int(np.random.SeedSequence([run_seed, *position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]; uint8 is divided by 255, floats pass."""
-    return images if images.is_floating_point() else images.float() / 255

@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from uniflow.cpu import fuse_attention
-from uniflow.distill.schedule import Schedule
+from uniflow.core.pixels import to_unit_range
+from uniflow.core.specs import EncoderSpec
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.layers.cpu import fuse_attention
+from uniflow.layers.precision import without_autocast
 from uniflow.metrics import Averages, linear_probe
-from uniflow.specs import EncoderSpec
-from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
-from uniflow.tasks.optim import FusedAdamW
+from uniflow.tasks.base import OptimizerFactory, Task
 from uniflow.tasks.pretraining_start import CopiedWeights
 from uniflow.tasks.unlabelled import UnlabelledCrops
+from uniflow.training.optimizers import FusedAdamW
+from uniflow.training.schedules import Schedule
 
 
 class Head(nn.Module, ABC):
@@ -277,7 +279,7 @@ class Pretraining(Task):
         found: dict[str, Tensor] = {}
         for name, head in self._heads(labelled):
             # Losses are taken in float32 whatever the precision of the encoder's pass is.
-            with torch.autocast(self.device.type, enabled=False):
+            with without_autocast(self.device):
                 prediction = head(_float(output))
                 found[name] = head.weight * head.loss(prediction, batch)
         return found

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniflow.cpu import fuse_attention
+from uniflow.core.pixels import to_unit_range
+from uniflow.core.specs import EncoderSpec
 from uniflow.distill.teacher import FrozenTeacher
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.specs import EncoderSpec
-from uniflow.tasks.base import to_unit_range
+from uniflow.layers.cpu import fuse_attention
 from uniflow.tasks.pretraining import Head
 
 

@@ -12,11 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from uniflow.core.pixels import to_unit_range
 from uniflow.data.base import ImageDataModule
 from uniflow.data.first import FirstImages
 from uniflow.metrics import psnr
 from uniflow.start import Regression, calibrate, set_values
-from uniflow.tasks.base import evaluation_mode, to_unit_range
+from uniflow.tasks.base import evaluation_mode
 
 if TYPE_CHECKING:
     from uniflow.tasks.tokenizer import TokenizerTask

@@ -12,31 +12,25 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.bottleneck.layers import last_features
-from uniflow.cpu import fuse_attention
+from uniflow.core.pixels import to_unit_range
+from uniflow.core.specs import EncoderSpec, LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
-from uniflow.decoders.pixel_losses import PixelLoss
-from uniflow.distill import (
-    Adaptive,
-    FrozenTeacher,
-    LayerWeighting,
-    Schedule,
-    as_schedule,
-    cosine_distances,
-    image_cosines,
-    tokens_to_match,
-)
+from uniflow.distill import Adaptive, FrozenTeacher, LayerWeighting, cosine_distances, image_cosines, tokens_to_match
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
-from uniflow.evaluate import decodings, judge_batch
+from uniflow.evaluation.judging import decodings, judge_batch
 from uniflow.layers import ExactLinear
-from uniflow.metrics import Evaluation, Protocol, fingerprint, image_digests
+from uniflow.layers.cpu import fuse_attention
+from uniflow.layers.precision import full_precision
+from uniflow.losses.pixel import PixelLoss
+from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests
 from uniflow.sharding.shard import is_sharded
-from uniflow.specs import EncoderSpec, LatentSpec
 from uniflow.start import Regression
-from uniflow.tasks.base import OptimizerFactory, Task, to_unit_range
-from uniflow.tasks.optim import FusedAdamW
+from uniflow.tasks.base import OptimizerFactory, Task
 from uniflow.tasks.start import prepare
 from uniflow.tokenizer import Tokenizer
+from uniflow.training import Schedule, as_schedule
+from uniflow.training.optimizers import FusedAdamW
 
 EncoderFactory = Callable[[], VisionEncoder]
 BottleneckFactory = Callable[[EncoderSpec], Bottleneck]
@@ -63,7 +57,7 @@ class TokenizerTask(Task):
         distill_prefix_tokens: compare class and register tokens too, not only patch tokens.
         encoder_lr_multiplier: factor on the encoder's learning rate.
         eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
-        protocol: how reconstructions are judged, in validation and test; None is `Protocol()`.
+        protocol: how reconstructions are judged, in validation and test; None is `ReconstructionProtocol()`.
         latent_feature_weight: weight of a loss that keeps the features in the latents: the mean squared error of the
             teacher's last hidden state (normalised) as a trained linear map reads it from them. The map belongs to the
             task, not to the tokenizer; `start: regression` sets it, too. Cheap with a frozen encoder.
@@ -95,7 +89,7 @@ class TokenizerTask(Task):
         optimizer: OptimizerFactory = FusedAdamW,
         lr_schedule: Schedule | None = None,
         pixel_losses: list[PixelLoss] | None = None,
-        protocol: Protocol | None = None,
+        protocol: ReconstructionProtocol | None = None,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         start: Literal["random", "regression"] | Regression = "random",
@@ -121,7 +115,7 @@ class TokenizerTask(Task):
         if start not in ("random", "regression") and not isinstance(start, Regression):
             raise ValueError(f"start must be random, regression or a uniflow.start.Regression, got {start!r}")
         self.start = Regression() if start == "regression" else None if start == "random" else start
-        self.protocol = protocol or Protocol()
+        self.protocol = protocol or ReconstructionProtocol()
         self.evaluation = Evaluation(self.protocol)
         self.evaluation_settings: dict[str, Any] = {}
 
@@ -189,7 +183,7 @@ class TokenizerTask(Task):
             terms["distillation"] = strength * self.distillation_loss(student, teacher)
         if self.feature_head is not None:
             terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
-        total = torch.stack([term.to(torch.promote_types(term.dtype, torch.float32)) for term in terms.values()]).sum()
+        total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return total

@@ -9,11 +9,11 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from uniflow.cli.checkpoint import LastCheckpoint
+from uniflow.core.specs import LatentSpec
 from uniflow.data import Scenes
 from uniflow.decoders import PixelDecoder
 from uniflow.distill import LayerWeighting
 from uniflow.encoders import SceneViT
-from uniflow.specs import LatentSpec
 
 
 class MyDecoder(PixelDecoder):

@@ -1,1 +1,0 @@
-from cli_fixtures import fit_parser, resolve  # noqa: F401

@@ -1,1 +1,0 @@
-from cli_fixtures import project, uniflow  # noqa: F401

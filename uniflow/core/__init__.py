@@ -1,0 +1,1 @@
+"""What every other room stands on: parts, specs, files, processes. No model is in here."""

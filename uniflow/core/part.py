@@ -1,0 +1,178 @@
+"""What all interchangeable parts share: they remember how they were built, so that a saved tokenizer can be rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+from uniflow.core.errors import one_line
+from uniflow.core.imports import class_path, import_part
+from uniflow.core.specs import EncoderSpec, LatentSpec
+
+
+class Part(nn.Module, ABC):
+    """Base class of encoders, bottlenecks and decoders.
+
+    A part's constructor takes plain values (numbers, strings, booleans, lists, dataclasses of them) besides the spec of
+    the part before it. They are recorded as `init_args`, and `part_config` turns them into the `class_path` /
+    `init_args` form that LightningCLI's YAML uses as well.
+    """
+
+    init_args: dict[str, Any]
+    # Arguments whose default has changed, or that are new: what a saved config that does not name them was made with.
+    earlier_defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        self = super().__new__(cls)
+        # Partial: deepcopy calls __new__ without arguments and restores __dict__ afterwards.
+        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
+        bound.apply_defaults()
+        recorded: dict[str, Any] = {}
+        for name, value in list(bound.arguments.items())[1:]:
+            kind = bound.signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_KEYWORD:
+                recorded.update(value)
+            elif kind is not inspect.Parameter.VAR_POSITIONAL:
+                recorded[name] = value
+        object.__setattr__(self, "init_args", recorded)
+        return self
+
+    def record_defaults(self, base: type[Part]) -> None:
+        """Record the defaults of `base`'s constructor for arguments that came here as `**kwargs` or not at all.
+
+        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does.
+        """
+        own = inspect.signature(type(self).__init__).parameters
+        for name, parameter in inspect.signature(base.__init__).parameters.items():
+            if parameter.default is not inspect.Parameter.empty and name not in own:
+                self.init_args.setdefault(name, parameter.default)
+
+    def record_resolved(self, **values: Any) -> None:
+        """Record what arguments that may be null stand for, so that what is saved does not change when a default does.
+
+        Values that this class's constructor does not take as arguments are passed over.
+        """
+        taken = constructor_arguments(type(self))
+        self.init_args |= {name: value for name, value in values.items() if name in taken}
+
+
+PartT = TypeVar("PartT", bound=Part)
+
+
+def part_config(part: Part) -> dict[str, Any]:
+    """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
+    cls = own_class(part)
+    # In the order of the constructor, however they came to be recorded: equal parts have equal files.
+    order = {name: place for place, name in enumerate(constructor_arguments(cls))}
+    arguments = sorted(part.init_args.items(), key=lambda item: order.get(item[0], len(order)))
+    return {
+        "class_path": class_path(cls),
+        "init_args": {name: _plain(value) for name, value in arguments if not _is_spec(value)},
+    }
+
+
+def own_class(part: nn.Module) -> type:
+    """The class that a part was made of; sharding puts another in front of it."""
+    return next(c for c in type(part).__mro__ if not any(b.__name__ == "FSDPModule" for b in (c, *c.__bases__)))
+
+
+def constructor_arguments(cls: type[Part]) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The arguments of a part's constructor and of those that it hands `**kwargs` on to: name -> parameter, type."""
+    arguments: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
+        try:
+            hints = typing.get_type_hints(constructor)
+        except NameError:  # names that only a type checker sees
+            hints = {}
+        parameters = inspect.signature(constructor).parameters
+        for name, parameter in parameters.items():
+            arguments.setdefault(name, (parameter, hints.get(name, Any)))
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return arguments
+
+
+def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overrides: Any) -> PartT:
+    """Build the part that `config` describes.
+
+    Args:
+        config: `{"class_path": ..., "init_args": {...}}` as made by `part_config`. Arguments that it lacks, as configs
+            saved by earlier versions do, get the values of the class's `earlier_defaults`, and else their defaults.
+        base: the class that the part has to be a subclass of.
+        *spec: the spec of the part before it, if the constructor takes one.
+        **overrides: arguments that replace those of `config`.
+
+    Raises:
+        ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
+            instantiated before the class has been checked.
+    """
+    cls, given = import_part(config, base), config.get("init_args", {})
+    path = config["class_path"]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"the init_args of {path} must be a JSON object, not {type(given).__name__}")
+    known = constructor_arguments(cls)
+    arguments = {**{name: value for name, value in cls.earlier_defaults.items() if name in known}, **given, **overrides}
+    try:
+        inspect.signature(cls.__init__).bind(None, *spec, **arguments)
+    except TypeError as error:
+        raise ValueError(f"{path} does not take the arguments {sorted(arguments)}: {error}") from error
+    _check_types(known, arguments, path)
+    try:
+        return cls(*spec, **arguments)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:  # a constructor that is given what it was not made for raises anything
+        raise ValueError(f"{path} cannot be built with its init_args: {one_line(error, 400)}") from error
+
+
+def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: Mapping[str, Any], path: str) -> None:
+    """Refuse values of a wrong type, which constructors leave to the command line's parser and use only later."""
+    for name, value in arguments.items():
+        parameter, hint = known.get(name, (None, Any))
+        if not _fits(value, hint) and not (parameter is not None and value == parameter.default):
+            raise ValueError(f"{path}: {name} must be {inspect.formatannotation(hint)}, not {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is one of the type `hint`; True for hints that are not about plain values."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint) or (hint is bool and value in (0, 1))
+    if origin in (list, tuple, Sequence):
+        fixed = origin is tuple and inner[-1] is not Ellipsis
+        if not isinstance(value, list | tuple) or (fixed and len(value) != len(inner)):
+            return False
+        return all(_fits(item, inner[place if fixed else 0]) for place, item in enumerate(value))
+    return True
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, EncoderSpec | LatentSpec)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON types; dataclasses become dicts, tuples lists, paths strings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    raise TypeError(f"a part's arguments must be plain values to be saved, not {type(value).__name__}")

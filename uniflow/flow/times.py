@@ -1,0 +1,56 @@
+"""Times of the flow: drawn for training, stepped through in sampling."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def sample_times(
+    shape: tuple[int, ...],
+    *,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+    uniform_share: float = 0.1,
+    end_point_mass: float = 0.0,
+) -> Tensor:
+    """Training times: sigmoid(N(0, 1)), mixed with uniform times and with the end point t = 0.
+
+    One-step decoding asks for the velocity at t = 0 exactly, where the paper's distribution has no mass.
+
+    Args:
+        shape: shape of the result.
+        device: where to draw.
+        generator: source of randomness.
+        uniform_share: of the times that are not at the end point, the share drawn uniformly from [0, 1].
+        end_point_mass: share of times that are exactly 0.
+
+    Returns:
+        Times in [0, 1], float32.
+    """
+    logit_normal = torch.sigmoid(torch.randn(shape, device=device, generator=generator, dtype=torch.float32))
+    uniform = torch.rand(shape, device=device, generator=generator, dtype=torch.float32)
+    choice = torch.rand(shape, device=device, generator=generator, dtype=torch.float32)
+    times = torch.where(choice < end_point_mass + (1 - end_point_mass) * uniform_share, uniform, logit_normal)
+    return torch.where(choice < end_point_mass, 0.0, times)
+
+
+def step_times(steps: int, *, schedule: Literal["linear", "power"] = "linear", power: float = 1.0) -> list[float]:
+    """The `steps` + 1 edges of the sampler's steps, from 0 to 1.
+
+    Args:
+        steps: number of steps S >= 1.
+        schedule: "linear": t_i = i / S; "power": t_i = 1 - ((S - i) / S)^(1 / power).
+        power: exponent of the power schedule; 1 is linear, below 1 lengthens the first steps.
+
+    Raises:
+        ValueError: for fewer than one step or a power that is not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+    if power <= 0:
+        raise ValueError(f"the power of a step schedule must be positive, got {power}")
+    exponent = 1 / power if schedule == "power" else 1.0
+    return [1 - ((steps - i) / steps) ** exponent for i in range(steps + 1)]

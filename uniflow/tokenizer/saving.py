@@ -1,0 +1,313 @@
+"""A tokenizer on disk: a folder of `config.json` and `model.safetensors`, or a checkpoint of a run; and on the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from uniflow.core.errors import one_line
+from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters
+from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta
+from uniflow.sharding.checkpoint import read_tensors as sharded_tensors
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a tokenizer's two files into `directory`, which is made if need be; adapters are merged."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config, merged = without_adapters(config, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    plain = {name: tensor.contiguous() for name, tensor in merged.items()}
+    # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
+    save_file(plain, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
+    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
+    # safetensors makes files that only their owner can read; others get the rights that any new file has.
+    shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        os.replace(directory / f".{name}", directory / name)
+
+
+def without_adapters(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of the plain tokenizer that one with low-rank adapters amounts to; others as they are.
+
+    Args:
+        config: a tokenizer's `config()`.
+        tensors: its state dict; not changed.
+
+    Raises:
+        ValueError: if adapters and weights do not fit.
+    """
+    encoder = config.get("encoder")
+    arguments = encoder.get("init_args") if isinstance(encoder, Mapping) else None
+    if not isinstance(encoder, Mapping) or not isinstance(arguments, Mapping) or arguments.get("tune") != "lora":
+        return dict(config), dict(tensors)
+    alpha = arguments.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
+    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
+    plain_encoder = {**encoder, "init_args": plain | {"tune": "full"}}
+    return {**config, "encoder": plain_encoder}, merge_adapters(tensors, alpha)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Replace the config of a tokenizer's folder, and leave its weights alone."""
+    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(directory / f".{CONFIG_NAME}", directory / CONFIG_NAME)
+
+
+def fetch_directory(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder of a tokenizer on Hugging Face's hub: its two files and nothing else, from the hub or its cache.
+
+    Without a network, or with HF_HUB_OFFLINE=1, the cache is all there is.
+
+    Args:
+        name: "organisation/name".
+        revision: branch, tag or commit; None is the main branch.
+        cache_dir: folder of the cache in place of the hub's own.
+        token: of a private repository; None takes that of `hf auth login`, where there is one.
+        force_download: fetch what the cache holds already.
+        local_files_only: look into the cache only.
+
+    Raises:
+        FileNotFoundError: if neither the hub nor the cache has such a tokenizer.
+        OSError: if it cannot be fetched.
+    """
+    nothing = f"no tokenizer at {name}: there is no such folder or checkpoint here, and"
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"{nothing} it is no name on Hugging Face's hub either: give a directory with {CONFIG_NAME}, "
+            "a checkpoint, a name such as organisation/name, or embedded, the tokenizer in the package"
+        )
+    files = [CONFIG_NAME, WEIGHTS_NAME]
+    try:
+        folder = Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                token=token,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                allow_patterns=files,
+            )
+        )
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{nothing} Hugging Face's hub has no {name}, or it is private: then `hf auth login`, or give a token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{name} on Hugging Face's hub has no revision {revision!r}") from error
+    except LocalEntryNotFoundError as error:
+        at = f" --revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{nothing} Hugging Face's hub cannot be reached and its cache does not hold it: where there is a network, "
+            f"run `hf download {name} {' '.join(files)}{at} --local-dir FOLDER`, then give that FOLDER"
+        ) from error
+    except Exception as error:  # the hub client raises errors of several HTTP libraries
+        raise OSError(f"cannot fetch {name} from Hugging Face's hub: {one_line(error, 400)}") from error
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{name} on Hugging Face's hub, or its copy in the cache, has no {file}")
+    return folder
+
+
+def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a folder made by `Tokenizer.save_pretrained`, or of a sharded checkpoint.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if one of them is damaged.
+    """
+    if is_sharded_checkpoint(path):
+        return read_checkpoint(path)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
+    return _plain(read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME), path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return value
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no valid safetensors file: {error}") from error
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of the tokenizer in a checkpoint of `uniflow fit`, a file or, of a sharded run, a folder;
+    averaged weights (EMA) where it has them, adapters merged.
+
+    Raises:
+        ValueError: if it cannot be read without unpickling, or holds no tokenizer.
+    """
+    if path.is_dir():
+        content = read_meta(path)
+        content |= {key: sharded_tensors(path, prefix) for key, prefix in (("state_dict", MODEL), ("ema", AVERAGE))}
+    else:
+        content = _read_file(path)
+    config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
+    if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
+        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
+    prefix = "tokenizer."
+    weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds weights that are no tensors")
+    return _plain(config, {name.removeprefix(prefix): value for name, value in weights.items()}, path)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint in one file; empty if that is no dict."""
+    unsafe = f"{path} is no checkpoint that can be read safely"
+    try:
+        compressed = _is_compressed(path)
+        with warnings.catch_warnings(action="ignore"):  # about files that are refused
+            checkpoint = None if compressed else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise many types for a file that is no checkpoint
+        raise ValueError(f"{unsafe}: it is damaged, or holds more than tensors and plain values") from error
+    if compressed:
+        raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def _plain(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`without_adapters` of what was read from `path`, which may be anything."""
+    try:
+        with AllocationLimit(path):
+            return without_adapters(config, tensors)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: {one_line(error, 400)}") from error
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether it is an archive that unpacks to more than its own size, which none that torch has written does."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
+
+
+class AllocationLimit(TorchDispatchMode):
+    """While it is active, tensors are made up to a number of bytes in total; the next is refused before it is made.
+
+    For configs that describe a model far larger than the weights that come with them.
+
+    Args:
+        path: the file or folder of the weights; at most eight times its size is allocated, and 64 MiB on top.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        if is_sharded_checkpoint(path):
+            self.size = sum(piece.stat().st_size for piece in path.glob("*.distcp"))
+        else:
+            self.size = (path / WEIGHTS_NAME if path.is_dir() else path).stat().st_size
+        self.left = 8 * self.size + 2**26
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for size in _new_storages(func, args, kwargs):
+            self.left -= max(size, 2**15)  # many small ones cost memory and time, too
+            if self.left < 0:
+                raise ValueError(f"its config describes a model far larger than its {self.size} bytes of weights")
+        return func(*args, **kwargs)
+
+
+def _new_storages(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """Bytes of each storage that an operator would allocate, found out on the meta device, where nothing is."""
+    given, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        options |= {"device": torch.device("meta")}
+    try:
+        made = func(*given, **{name: value for name, value in options.items() if name != "generator"})
+    except (RuntimeError, TypeError):  # its result depends on values, of which there are none, or its arguments are bad
+        return []
+    old = {leaf.untyped_storage()._cdata for leaf in tree_leaves((given, options)) if isinstance(leaf, Tensor)}
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+    return [storage.nbytes() for storage in storages if storage._cdata not in old]
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load `tensors` into `module`, exactly. Floating-point numbers are cast to the module's own type.
+
+    Raises:
+        ValueError: naming the missing, unexpected and misshapen tensors of `path`, and those of the wrong kind.
+    """
+    check_fit(module.state_dict(), tensors, path)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:  # sparse, quantised or without data
+        raise ValueError(f"the weights of {path} cannot be loaded: {one_line(error, 400)}") from error
+
+
+def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the `tensors` of `path` with those that a model has of its `own`: names, shapes, kinds of numbers.
+
+    Raises:
+        ValueError: naming the missing, unexpected and misshapen tensors, and those of the wrong kind.
+    """
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems += [
+        f"{name} is {tensors[name].dtype}, not {own[name].dtype}"
+        for name in own
+        if name in tensors
+        and tensors[name].dtype != own[name].dtype
+        and not (tensors[name].is_floating_point() and own[name].is_floating_point())
+    ]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the weights of {path} do not fit its config: {'; '.join(problems[:5])}{more}")

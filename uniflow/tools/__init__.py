@@ -1,0 +1,1 @@
+"""Commands beside training; a function's signature is its command line."""

@@ -1,0 +1,105 @@
+"""What several tools share: which images, which device, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Dataset, default_collate
+
+from uniflow.data.base import ImageDataModule, ResumableDataLoader
+from uniflow.data.folder import list_images
+from uniflow.data.reading import ImageReadError, read_image
+from uniflow.data.transforms import CenterCrop
+
+
+def evaluation_batches(
+    default_size: int,
+    images: Sequence[Path] | None = None,
+    data: ImageDataModule | None = None,
+    size: int | None = None,
+    crop: float = 1.0,
+    batch_size: int = 16,
+    num_workers: int = 2,
+) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
+    """What tools judge on: pictures, or a data module's test split.
+
+    Args:
+        default_size: `size` where none is given.
+        images: pictures, or folders of them.
+        data: a data module in place of pictures; its own crops and batches are used.
+        size: side in pixels of the pictures' central crop.
+        crop: share of the resized short side that the crop keeps.
+        batch_size: pictures at a time.
+        num_workers: processes that read pictures.
+
+    Returns:
+        Batches, dicts with "image" (B, 3, H, W) and mostly "name"; and the crops for the protocol's fingerprint.
+
+    Raises:
+        ValueError: if neither pictures nor data are named, or both are, or a picture is missing.
+    """
+    if (data is None) == (not images):
+        raise ValueError("name what to judge on: either --images FOLDER or --data configs/data/scenes.yaml")
+    if data is not None:
+        return data.test_dataloader(), data.crops()
+    pictures = _Pictures(images or [], CenterCrop(size or default_size, crop))
+    loader = ResumableDataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=pictures.collate)
+    return loader, {"size": size or default_size, "center_crop": crop}
+
+
+def pick_device(device: Literal["auto", "cpu", "cuda"]) -> str:
+    """The device that an option `device` stands for; "auto" is a GPU if there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+class _Pictures(Dataset):
+    """Image files, cropped for evaluation; one that cannot be read is left out and named.
+
+    A picture's name is its path from the innermost folder that all are in.
+    """
+
+    def __init__(self, paths: Sequence[Path], crop: CenterCrop) -> None:
+        if missing := [path for path in paths if not path.exists()]:
+            raise ValueError(f"no such picture or folder: {missing[0]}")
+        self.files = [f for path in paths for f in ([path / n for n in list_images(path)] if path.is_dir() else [path])]
+        common = Path(os.path.commonpath([path.absolute() for path in paths]))
+        self.root = common if common.is_dir() else common.parent
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
+        file = self.files[index]
+        try:
+            name = file.absolute().relative_to(self.root).as_posix()
+            return {"image": self.crop(read_image(file)), "name": name}
+        except ImageReadError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            return None
+
+    @staticmethod
+    def collate(samples: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+        readable = [sample for sample in samples if sample is not None]
+        return default_collate(readable) if readable else None
+
+
+def print_rows(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print dicts as a table; floats have four significant digits."""
+    table = Table(title=title)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        number = any(isinstance(row.get(column), int | float) for row in rows)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{cell:#.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    # A file or a pipe has no width: rich would fold at 80.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -1,0 +1,106 @@
+"""`uniflow evaluate`: a tokenizer's reconstructions under the evaluation protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from uniflow.data.base import ImageDataModule
+from uniflow.evaluation.judging import judge_batch
+from uniflow.metrics import (
+    Evaluation,
+    ReconstructionProtocol,
+    fingerprint,
+    slice_means,
+    write_table,
+)
+from uniflow.pictures.gallery import SHOWN, WorstImages
+from uniflow.tokenizer import Tokenizer
+from uniflow.tools.common import evaluation_batches, pick_device, print_rows
+
+
+def evaluate(
+    tokenizer: str,
+    images: list[Path] | None = None,
+    data: ImageDataModule | None = None,
+    out: Path | None = None,
+    size: int | None = None,
+    crop: float = 1.0,
+    steps: list[int] | None = None,
+    batch_size: int = 16,
+    num_workers: int = 2,
+    protocol: ReconstructionProtocol | None = None,
+    slices: bool = False,
+    worst: int = 8,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Judge a tokenizer by the evaluation protocol, on pictures or a data module's test split.
+
+    Args:
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or a hub id.
+        images: pictures, or folders of them.
+        data: a data module in place of pictures, such as configs/data/scenes.yaml; its own crops and batches are used.
+        out: folder for `results.json`, `images.csv` with one row a picture, `slices.csv` and `worst.png`; none by
+            default.
+        size: side in pixels of the pictures' central crop; by default the size that the encoder was pretrained at.
+        crop: share of the resized short side that the crop keeps.
+        steps: numbers of sampler steps; 1 by default.
+        batch_size: pictures at a time; the numbers do not depend on it.
+        num_workers: processes that read pictures.
+        protocol: what to compute.
+        slices: whether to print the numbers of slices of the pictures, too: of little and of much texture, of each
+            folder, and so on.
+        worst: how many pictures `worst.png` shows for PSNR and for SSIM; 0 is no such file.
+        device: where to compute; auto takes a GPU if there is one.
+
+    Raises:
+        ValueError: if neither pictures nor data are named, or both are, or none can be read.
+    """
+    if worst < 0:
+        raise ValueError(f"worst is a number of pictures, 0 or more, not {worst}")
+    model = Tokenizer.from_pretrained(tokenizer)
+    batches, crops = evaluation_batches(
+        model.encoder.spec.image_size, images, data, size, crop, batch_size, num_workers
+    )
+    place = pick_device(device)
+    model.to(place)
+    counts = tuple(steps or (1,))
+    evaluation = Evaluation(protocol or ReconstructionProtocol())
+    lowest = [metric for metric in SHOWN if metric in evaluation.protocol.images]
+    gallery = WorstImages(worst, lowest) if worst and out is not None else None
+    for batch in batches:
+        with torch.inference_mode():
+            pixels = batch["image"].to(place)
+            painted = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, batch.get("name"))
+        if gallery is not None:
+            gallery.update(evaluation.rows[-len(pixels) :], pixels, painted)
+    if not evaluation.rows:
+        raise ValueError("none of the pictures can be read")
+    numbers = evaluation.compute()
+    settings = evaluation.settings(**crops, steps=list(counts), precision="32-true")
+    _print(numbers, settings)
+    if slices:
+        print_rows(slice_means(evaluation.rows), f"slices of {settings['num_images']} images")
+    print(f"protocol {fingerprint(settings)}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        results = {**numbers, "protocol/fingerprint": fingerprint(settings), "protocol/settings": settings}
+        (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_table(evaluation.rows, out / "images.csv")
+        write_table(slice_means(evaluation.rows), out / "slices.csv")
+        if gallery is not None and (picture := gallery.picture()) is not None:
+            picture.save(out / "worst.png")
+
+
+def _print(numbers: dict[str, float], settings: dict[str, Any]) -> None:
+    table = Table(title=f"{settings['num_images']} images")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)

@@ -1,0 +1,100 @@
+"""Photographs beside their reconstructions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from uniflow.data.folder import list_images
+from uniflow.data.reading import ImageReadError, read_image
+from uniflow.data.transforms import resize_short_side
+from uniflow.metrics import psnr, ssim
+from uniflow.pictures.drawing import rows_to_grid, save_picture
+from uniflow.pretrained import DEFAULT
+from uniflow.tokenizer import Tokenizer
+from uniflow.tools.common import pick_device
+
+
+def reconstruct(
+    images: list[Path],
+    tokenizer: str | Path = DEFAULT,
+    out: Path = Path("reconstructions"),
+    steps: int = 1,
+    size: int | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    tile: int | None = None,
+    overlap: int | None = None,
+    global_context: bool = False,
+) -> None:
+    """Write each picture beside its reconstruction, and print PSNR and SSIM.
+
+    Args:
+        images: image files, or folders of them.
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub; by default the small one
+            in this package.
+        out: folder for the pictures; NAME.png holds the original on the left, the reconstruction on the right.
+        steps: sampler steps of a flow decoder.
+        size: short side in pixels to which pictures are resized first; by default the size that the encoder was
+            pretrained at; 0 keeps every picture's own size.
+        seed: seed of the decoder's noise.
+        device: where to compute; auto takes a GPU if there is one.
+        tile: side in latents of tiles to decode one after another, for pictures too large to decode at once.
+        overlap: latents that neighbouring tiles share; by default a quarter of the tile.
+        global_context: whether the decoder's global part sees the whole picture at once.
+
+    Raises:
+        ValueError: if none of the images can be read, or the overlap does not fit the tile.
+    """
+    model = Tokenizer.from_pretrained(tokenizer)
+    place = pick_device(device)
+    model.to(place)
+    side = model.encoder.spec.image_size if size is None else size
+    options = {"steps": steps, "tile": tile, "overlap": overlap, "global_context": global_context}
+    scores: list[tuple[float, float]] = []
+    for path, target in _targets(images, out):
+        try:
+            image = read_image(path)
+        except ImageReadError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            continue
+        if side:
+            image = resize_short_side(image, side)
+        score = _reconstruct_one(model, image.to(place), target, seed, **options)
+        scores.append(score)
+        print(f"{path}: PSNR {score[0]:.2f} dB, SSIM {score[1]:.4f}, {image.shape[2]} x {image.shape[1]} -> {target}")
+    if not scores:
+        raise ValueError(f"none of the {len(images)} given paths holds an image that can be read")
+    if len(scores) > 1:
+        mean = torch.tensor(scores, dtype=torch.float64).nanmean(dim=0)
+        print(f"mean of {len(scores)}: PSNR {mean[0]:.2f} dB, SSIM {mean[1]:.4f}")
+
+
+@torch.inference_mode()
+def _reconstruct_one(
+    model: Tokenizer, image: torch.Tensor, path: Path, seed: int, **options: Any
+) -> tuple[float, float]:
+    """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the picture to `path`."""
+    generator = torch.Generator(image.device).manual_seed(seed)
+    original = image[None].float() / 255
+    result = model.reconstruct(image[None], generator=generator, **options).float()
+    save_picture(rows_to_grid([torch.cat([original, result])]), path)
+    # SSIM's window has 11 pixels; a smaller picture has none.
+    similarity = ssim(result, original).item() if min(image.shape[1:]) >= 11 else float("nan")
+    return psnr(result, original).item(), similarity
+
+
+def _targets(images: list[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Each file, folders opened, with the picture to write; equal names from different folders get a number."""
+    files: list[Path] = []
+    for path in images:
+        files += [path / name for name in list_images(path)] if path.is_dir() else [path]
+    taken: dict[str, int] = {}
+    targets = []
+    for file in files:
+        number = taken[file.stem] = taken.get(file.stem, 0) + 1
+        targets.append((file, out / (f"{file.stem}.png" if number == 1 else f"{file.stem}_{number}.png")))
+    return targets

@@ -1,0 +1,186 @@
+"""`uniflow stats`: mean and standard deviation of a saved tokenizer's latents, over the data of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from uniflow.callbacks.statistics import split_batches
+from uniflow.cli import progress
+from uniflow.cli.app import CALLBACKS, UniflowCLI, prepare
+from uniflow.cli.errors import UserError
+from uniflow.cli.rundir import RunFolder
+from uniflow.data.first import FirstImages, rank_share
+from uniflow.metrics import ChannelMoments
+from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.card import read_run
+from uniflow.tokenizer.saving import CONFIG_NAME, write_config
+
+# Whatever a run's own options say: all images are measured, in float32, and nothing else is done.
+SETTINGS: dict[str, Any] = {
+    "precision": "32-true",
+    "limit_val_batches": 1.0,
+    "overfit_batches": 0.0,
+    "fast_dev_run": False,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "callbacks": None,
+}
+
+
+def run_stats(args: list[str]) -> int:
+    """Measure with the options `args`."""
+    prepare()
+    StatsCLI("stats", args)
+    return 0
+
+
+class StatsTrainer(Trainer):
+    """A `Trainer` with one more entry point."""
+
+    def stats(
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        tokenizer: str | None = None,
+        ckpt_path: str | None = None,
+        split: Literal["val", "test"] = "val",
+        max_images: int | None = None,
+    ) -> None:
+        """Measure mean and standard deviation of a tokenizer's latents, and write them into its folder.
+
+        Args:
+            model: not used: folder or checkpoint say what the tokenizer is.
+            datamodule: the images.
+            tokenizer: folder of the tokenizer, RUN/tokenizer by default, where RUN is `run`.
+            ckpt_path: checkpoint to measure instead (`last`, `best` or a path); its tokenizer is written into the
+                folder that `tokenizer` names, with the statistics.
+            split: whose images are measured.
+            max_images: at most so many images over all processes, the first ones; null is all of them.
+
+        Raises:
+            FileNotFoundError: if there is no tokenizer to measure.
+            ValueError: if there are no images.
+        """
+        assert tokenizer is not None  # StatsCLI gives it
+        assert datamodule is not None  # and so does the parser
+        folder = Path(tokenizer)
+        if ckpt_path is None and not (folder / CONFIG_NAME).is_file():
+            raise FileNotFoundError(f"no tokenizer at {folder}: name its folder with --tokenizer DIR")
+
+        def save(measured: Tokenizer) -> None:
+            if ckpt_path is None:
+                config = json.loads((folder / CONFIG_NAME).read_text())
+                write_config(folder, {**config, "latent_statistics": measured.latent_statistics})
+            else:
+                recipe, _ = read_run(Path(self.default_root_dir))
+                measured.save_pretrained(folder, model_card_kwargs={"recipe": recipe})
+            print(f"{_summary(measured)} -> {folder / CONFIG_NAME}")
+
+        source = Tokenizer.from_pretrained(ckpt_path or folder)
+        self.validate(LatentMeasurement(source, datamodule, split, max_images, save), verbose=False)
+
+
+class LatentMeasurement(LightningModule):
+    """Encodes a split's images and gives the tokenizer the statistics of its latents.
+
+    Args:
+        tokenizer: the tokenizer.
+        data: the images.
+        split: "val" or "test".
+        max_images: at most so many images over all processes; None is all.
+        save: called with the tokenizer in the first process when it has its statistics.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        data: LightningDataModule,
+        split: str,
+        max_images: int | None,
+        save: Callable[[Tokenizer], None],
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._data, self._split, self._max_images, self._save = data, split, max_images, save
+        self._moments = ChannelMoments()
+
+    def prepare_data(self) -> None:
+        self._data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self._data.trainer = self.trainer
+        self._data.setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        self._data.teardown(stage)
+
+    def val_dataloader(self) -> Any:
+        batches = split_batches(self._data, self._split)
+        if self._max_images is None:
+            return batches
+        return FirstImages(batches, rank_share(self._max_images, self.global_rank, self.trainer.world_size))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._moments.update(self.tokenizer.encode(batch["image"]))
+
+    def on_validation_epoch_end(self) -> None:
+        found = self._moments.compute()
+        self.tokenizer.set_latent_statistics(found.mean, found.std, found.count)
+        if self.trainer.is_global_zero:
+            self._save(self.tokenizer)
+
+
+class StatsCLI(UniflowCLI):
+    """The options of `uniflow fit`, of which data, trainer and run are used, and those of `StatsTrainer.stats`."""
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer_class = StatsTrainer
+        super().setup_parser(*args, **kwargs)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        return {self._command: {"model", "datamodule"}}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(StatsTrainer, "trainer")
+        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--weights_only", type=bool | None, help=argparse.SUPPRESS)  # every RUN/config.yaml has it
+
+    def before_instantiate_classes(self) -> None:
+        options = self.config[self._command]
+        if options.tokenizer is None and (options.run is None or options.ckpt_path is not None):
+            raise UserError(
+                "name the folder of the tokenizer: --tokenizer DIR, or -c RUN/config.yaml for RUN/tokenizer"
+            )
+        options.tokenizer = options.tokenizer or str(Path(options.run) / "tokenizer")
+        options.run = options.run or str(Path(options.tokenizer).parent)
+        self.folder = RunFolder(self._command, options, self._parser(self._command))
+        if options.ckpt_path is not None:
+            self.folder.prepare()
+        for unused in ("model", *CALLBACKS):
+            options[unused] = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = {**self._get(self.config_init, "trainer"), **SETTINGS}
+        extra: list[Callback] = [self.watch]
+        if config.get("enable_progress_bar") is not False:
+            extra.append(progress.progress_bar())
+        return self._instantiate_trainer({**config, "default_root_dir": str(self.folder.path), **kwargs}, extra)
+
+
+def _summary(tokenizer: Tokenizer) -> str:
+    found = tokenizer.latent_statistics
+    assert found is not None
+    ranges = (f"{name} {min(found[name]):.4g} to {max(found[name]):.4g}" for name in ("mean", "std"))
+    return f"{found['count']:,} latents of {len(found['mean'])} channels: {', '.join(ranges)}"
