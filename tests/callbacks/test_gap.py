@@ -16,9 +16,10 @@ from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 from torch.utils.data import DataLoader
 
 from uniflow.callbacks import TeacherGap
-from uniflow.callbacks.gap import _Chosen
+from uniflow.callbacks.gap import _pooled, _pooled_layers
 from uniflow.cli import main
 from uniflow.encoders.base import EncoderOutput
+from uniflow.evaluation.chosen import ChosenImages
 from uniflow.metrics import (
     ReconstructionProtocol,
     image_digests,
@@ -293,9 +294,10 @@ def test_the_chosen_are_few_and_depend_on_nothing_but_their_keys():
 
     found = []
     for order in (range(60), range(59, -1, -1), [*range(30, 60), *range(30), 3, 3]):
-        numbers, chosen = list(order), _Chosen(10)
+        numbers, chosen = list(order), ChosenImages(10)
         for start in range(0, len(numbers), 7):
-            chosen.update(*batch(numbers[start : start + 7]))
+            keys, *outputs = batch(numbers[start : start + 7])
+            chosen.update(keys, _pooled_layers(*outputs))
             assert len(chosen._rows) <= 10
         found.append(chosen.gather())
         assert found[-1]["label"].tolist() == list(range(10))
@@ -303,18 +305,19 @@ def test_the_chosen_are_few_and_depend_on_nothing_but_their_keys():
         storage = sum(row["student"].untyped_storage().nbytes() for row in chosen._rows.values())
         assert storage == 10 * 2 * 2 * 4  # copies, no views of whole batches
     assert found[0].keys() == {"teacher", "student", "latent", "label"}
-    last = _Chosen(10, last_only=True)
-    last.update(*batch([1, 2]))
+    last = ChosenImages(10)
+    keys, *outputs = batch([1, 2])
+    last.update(keys, _pooled(*outputs))
     assert last.gather()["teacher"].tolist() == [[2, 2], [3, 3]]
-    assert _Chosen(10).gather().keys() == {"label"}
+    assert ChosenImages(10).gather().keys() == {"label"}
 
 
 def test_half_precision_is_pooled_in_single():
     state = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
     state[:, 0] = 100.0
     output = EncoderOutput((state,), (state,), (64, 64))
-    chosen = _Chosen(1)
-    chosen.update([("a", 0)], output, output, state.view(1, 1, 64, 64))
+    chosen = ChosenImages(1)
+    chosen.update([("a", 0)], _pooled(output, output, state.view(1, 1, 64, 64)))
     expected = torch.tensor(1 + 99 / 4096)
     for name in NAMES:
         torch.testing.assert_close(chosen.gather()[name].squeeze(), expected)

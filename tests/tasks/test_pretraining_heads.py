@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tasks.test_pretraining import TINY, make_data, make_trainer
 
+from uniflow.data.unlabelled import UnlabelledCrops
 from uniflow.encoders import EmbeddedViT, EncoderOutput, SceneViT
+from uniflow.heads.unsupervised import PatchHead, TeacherHead
+from uniflow.start.copied import CopiedWeights
 from uniflow.tasks.pretraining import ColorHead, DepthHead, LabelHead, MaskHead, Pretraining
-from uniflow.tasks.pretraining_heads import PatchHead, TeacherHead
-from uniflow.tasks.pretraining_start import CopiedWeights
-from uniflow.tasks.unlabelled import UnlabelledCrops
 
 TEACHER = partial(SceneViT, weights=None, **TINY)
 LABEL = partial(LabelHead, num_classes=12)
@@ -67,6 +67,12 @@ def test_patch_head_reads_the_layers_that_it_names(batch: dict[str, Any]) -> Non
     assert task.losses(output, batch)["patch"] != before
 
 
+def measured(head: Any, prediction: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    metrics = head.metrics()
+    head.update_metrics(metrics, prediction, batch)
+    return metrics.compute()
+
+
 def test_patch_head_knows_where_pixels_belong(batch: dict[str, Any]) -> None:
     """Tokens that are the patches, in the order of `unfold`, are read without an error."""
     spec = EmbeddedViT(weights=None, **TINY | {"embed_dim": 192, "num_heads": 3}).spec
@@ -76,8 +82,8 @@ def test_patch_head_knows_where_pixels_belong(batch: dict[str, Any]) -> None:
     images = batch["image"].float() / 255
     rows = [images[:, :, i : i + 8, j : j + 8].flatten(1) for i in range(0, 32, 8) for j in range(0, 32, 8)]
     output = EncoderOutput((torch.stack(rows, dim=1),) * 2, (images[:, :0],) * 2, (4, 4))
-    assert head.metrics(head(output), batch)["patch_psnr_1"] > 70
-    off = head.metrics(head(output) + 0.1, batch)["patch_psnr_1"]
+    assert measured(head, head(output), batch)["patch_psnr_1"] > 70
+    off = measured(head, head(output) + 0.1, batch)["patch_psnr_1"]
     assert off.item() == pytest.approx(20.0, abs=1e-3)
     torch.testing.assert_close(head.loss(head(output) + 0.1, batch).exp(), torch.tensor(0.01))
 
@@ -111,7 +117,9 @@ def test_teacher_head_measures_against_the_variance(batch: dict[str, Any]) -> No
     head = TeacherHead(SPEC, TEACHER)
     means = head.targets(batch["image"]).mean(dim=(1, 2), keepdim=True).expand(2, 16, 17, 32)
     torch.testing.assert_close(head.loss(means, batch), torch.tensor(1.0))
-    assert set(head.metrics(means, batch)) == {"teacher_first", "teacher_last"}
+    missed = measured(head, means, batch)
+    assert set(missed) == {"teacher_first", "teacher_last"}
+    torch.testing.assert_close(missed["teacher_last"], torch.tensor(1.0))
 
 
 def test_the_teacher_is_neither_trained_nor_saved() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.callbacks.hooks import tokenizer_of
 from uniflow.core.specs import EncoderOutput
-from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.training.trainer import is_logged_step
 
 
 class CodebookUsage(Callback):
@@ -26,8 +27,7 @@ class CodebookUsage(Callback):
         self._hook: RemovableHandle | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
-        if every and (trainer.global_step + 1) % every == 0:
+        if is_logged_step(trainer):
             self._reset(pl_module)
             self._watch(pl_module)
 
@@ -114,6 +114,5 @@ def usage_and_perplexity(counts: Tensor) -> dict[str, float]:
 
 
 def _discrete(pl_module: LightningModule) -> Bottleneck | None:
-    if not isinstance(pl_module, TokenizerTask) or pl_module.tokenizer.codebook_size is None:
-        return None
-    return pl_module.tokenizer.bottleneck
+    tokenizer = tokenizer_of(pl_module)
+    return tokenizer.bottleneck if tokenizer is not None and tokenizer.codebook_size is not None else None

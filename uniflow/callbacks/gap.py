@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from uniflow.core.distributed import gather_lists
 from uniflow.encoders.base import EncoderOutput
+from uniflow.evaluation.chosen import ChosenImages, image_keys, with_classes
+from uniflow.evaluation.probing import classify, pooled, validation_features
 from uniflow.layers.precision import full_precision
-from uniflow.metrics import image_digests, knn_accuracy, leave_one_out_knn_accuracy, linear_cka, linear_probe
-from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.metrics import Evaluation, leave_one_out_knn_accuracy, linear_cka
+from uniflow.training.trainer import is_dry_run
 
 _FEATURES = ("teacher", "student", "latent")
-_NO_CLASS = -1  # an image whose label is no class
-_Key = tuple[str, int]  # an image's digest, and its class
 
 
 class TeacherGap(Callback):
@@ -41,10 +39,10 @@ class TeacherGap(Callback):
     `test/gap_probe` are teacher minus student, in points (hundredths). The validation split needs a pass.
 
     Args:
-        online_images: images that CKA, and k-NN in validation, are computed of; 0 switches these off.
-        max_images: at most so many images of each split to classify in test; 0 switches that off.
+        online_images: number of images for CKA and for k-NN in validation; 0 switches these off.
+        max_images: largest number of images of each split to classify in test; 0 switches that off.
         alarm_below_cosine: alarm if `val/cosine`, the mean over layers, is lower; None never.
-        alarm_knn_points: alarm if `val/knn_student` is so many points below `val/knn_teacher`; None never.
+        alarm_knn_points: alarm if `val/knn_student` is this many points below `val/knn_teacher`; None never.
 
     Raises:
         ValueError: for a number out of range.
@@ -68,16 +66,26 @@ class TeacherGap(Callback):
         self.max_images = max_images
         self.alarm_below_cosine = alarm_below_cosine
         self.alarm_knn_points = alarm_knn_points
-        self._layers = _Chosen(0)
-        self._to_classify = _Chosen(0)
+        self._layers = ChosenImages(0)
+        self._to_classify = ChosenImages(0)
         self._said_no_classes = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises:
+        ValueError: if the task has no teacher to compare with.
+        """
+        if not hasattr(pl_module, "compared_outputs"):
+            raise ValueError(
+                f"TeacherGap compares a student with its teacher, and {type(pl_module).__name__} has none: drop it "
+                "with --probe null"
+            )
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._layers = _Chosen(0 if trainer.sanity_checking else self.online_images)
+        self._layers = ChosenImages(0 if trainer.sanity_checking else self.online_images)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._layers = _Chosen(self.online_images)
-        self._to_classify = _Chosen(self.max_images, last_only=True)
+        self._layers = ChosenImages(self.online_images)
+        self._to_classify = ChosenImages(self.max_images)
 
     def on_validation_batch_end(
         self,
@@ -88,8 +96,8 @@ class TeacherGap(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if isinstance(pl_module, TokenizerTask) and self._layers.limit:
-            self._layers.update(_keys(batch), **outputs)
+        if self._layers.limit:
+            self._layers.update(image_keys(batch), _pooled_layers(**outputs))
 
     def on_test_batch_end(
         self,
@@ -100,21 +108,22 @@ class TeacherGap(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if isinstance(pl_module, TokenizerTask) and (self._layers.limit or self._to_classify.limit):
-            keys = _keys(batch)
-            self._layers.update(keys, **outputs)
-            self._to_classify.update(keys, **outputs)
+        if self._layers.limit or self._to_classify.limit:
+            keys = image_keys(batch)
+            self._layers.update(keys, _pooled_layers(**outputs))
+            self._to_classify.update(keys, _pooled(**outputs))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, TokenizerTask) or trainer.sanity_checking:
+        if trainer.sanity_checking:
             return
-        found = self._layers.gather()
-        self._layers = _Chosen(0)
-        _log_cka(pl_module, "val", found)
-        known = _with_classes(found)
+        chosen = self._layers.gather()
+        self._layers = ChosenImages(0)
+        _log_cka(pl_module, "val", chosen)
+        known = with_classes(chosen)
         accuracies: dict[str, float] = {}
         if len(known["label"]) > 1:
-            accuracies = {name: leave_one_out_knn_accuracy(known[name], known["label"]) for name in _FEATURES}
+            last = {name: known[name][:, -1] if known[name].ndim == 3 else known[name] for name in _FEATURES}
+            accuracies = {name: leave_one_out_knn_accuracy(last[name], known["label"]) for name in _FEATURES}
         elif self.online_images:
             self._say_no_classes()
         for name, accuracy in accuracies.items():
@@ -129,41 +138,24 @@ class TeacherGap(Callback):
                 )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, TokenizerTask):
-            return
         _log_cka(pl_module, "test", self._layers.gather())
-        scored_on = _with_classes(self._to_classify.gather())
-        self._layers = self._to_classify = _Chosen(0)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
-        if self.max_images < 1 or trainer.fast_dev_run:  # type: ignore[attr-defined]  # as above
+        scored_on = with_classes(self._to_classify.gather())
+        self._layers = self._to_classify = ChosenImages(0)
+        if self.max_images < 1 or is_dry_run(trainer):
             return
-        fitted_on: dict[str, Tensor] | None = None
-        if len(scored_on["label"]) and data is not None and is_overridden("val_dataloader", data):
-            fitted_on = _with_classes(self._of_validation_split(pl_module, data).gather())
-        if fitted_on is None or not len(fitted_on["label"]):
+        task: Any = pl_module
+        fitted_on: dict[str, Tensor] = {}
+        if len(scored_on["label"]):
+            fitted_on = validation_features(
+                trainer, lambda batch: _pooled(**task.compared_outputs(batch["image"])), self.max_images
+            )
+        if "student" not in fitted_on:
             self._say_no_classes()
             return
-        for classifier, accuracy_of in (("knn", knn_accuracy), ("probe", linear_probe)):
-            accuracies = {
-                name: accuracy_of(fitted_on[name], fitted_on["label"], scored_on[name], scored_on["label"])
-                for name in _FEATURES
-            }
+        for classifier, accuracies in classify(fitted_on, scored_on).items():
             for name, accuracy in accuracies.items():
                 pl_module.log(f"test/{classifier}_{name}", accuracy, rank_zero_only=True)
             pl_module.log(f"test/gap_{classifier}", _points_below(accuracies), rank_zero_only=True)
-
-    @torch.no_grad()
-    def _of_validation_split(self, task: TokenizerTask, data: LightningDataModule) -> _Chosen:
-        data.setup("validate")  # a test run may have set up the test split only
-        loaders: Any = data.val_dataloader()
-        chosen = _Chosen(self.max_images, last_only=True)
-        for batch in chain.from_iterable(loaders if isinstance(loaders, list | tuple) else [loaders]):
-            images = batch["image"].to(task.device)
-            with task.trainer.precision_plugin.forward_context():
-                student, teacher = task.tokenizer.encoder(images), task.teacher(images)
-                latents, _ = task.tokenizer.bottleneck(student)
-            chosen.update(_keys(batch), student, teacher, latents)
-        return chosen
 
     def _alarms(self, cosine: float | None, accuracies: dict[str, float]) -> list[str]:
         """What has passed its limit, in words."""
@@ -183,82 +175,28 @@ class TeacherGap(Callback):
             self._said_no_classes = True
 
 
-class _Chosen:
-    """The features of those images, of all that are fed, whose keys are smallest; equal keys count once.
-
-    Args:
-        limit: how many images; no more are ever held.
-        last_only: leave out all hidden states but the last.
-    """
-
-    def __init__(self, limit: int, last_only: bool = False) -> None:
-        self.limit = limit
-        self._last_only = last_only
-        self._rows: dict[_Key, dict[str, Tensor]] = {}
-
-    def update(self, keys: Sequence[_Key], student: EncoderOutput, teacher: EncoderOutput, latents: Tensor) -> None:
-        """Feed a batch of B images with their B keys, the encoders' outputs and latents (B, C, h, w)."""
-        smallest = set(sorted({*self._rows, *keys})[: self.limit])
-        for key in self._rows.keys() - smallest:
-            del self._rows[key]
-        new = {key: row for row, key in enumerate(keys) if key in smallest and key not in self._rows}
-        if not new:
-            return
-        index = torch.tensor(list(new.values()), device=latents.device)
-        features = {
-            "teacher": self._pooled(teacher, index),
-            "student": self._pooled(student, index),
-            "latent": full_precision(latents[index]).mean(dim=(2, 3)).cpu(),
-        }
-        for row, key in enumerate(new):
-            # Copies, since a view would keep the whole batch.
-            self._rows[key] = {name: tensor[row].clone() for name, tensor in features.items()}
-
-    def gather(self) -> dict[str, Tensor]:
-        """The N chosen of all processes, which all have to call, sorted by key.
-
-        "teacher" and "student" (N, L, D) or (N, D), "latent" (N, C) and "label" (N,), which is -1 without a class.
-        Only "label" is there if N is 0.
-        """
-        keys = sorted(set(gather_lists(list(self._rows))))[: self.limit]
-        own = [key for key in keys if key in self._rows]
-        stacked = {name: torch.stack([self._rows[key][name] for key in own]) for name in _FEATURES} if own else {}
-        parts = gather_lists([(own, stacked)] if own else [])
-        place = {key: row for row, key in enumerate(chain.from_iterable(found for found, _ in parts))}
-        order = [place[key] for key in keys]
-        label = torch.tensor([number for _, number in keys], dtype=torch.int64)
-        features = {name: torch.cat([part[name] for _, part in parts])[order] for name in _FEATURES if parts}
-        return features | {"label": label}
-
-    def _pooled(self, output: EncoderOutput, index: Tensor) -> Tensor:
-        """Mean patch tokens (B, L, D), or (B, D) of the last block alone."""
-        states = output.hidden_states[-1:] if self._last_only else output.hidden_states
-        pooled = torch.stack([full_precision(state[index]).mean(dim=1) for state in states], dim=1).cpu()
-        return pooled[:, 0] if self._last_only else pooled
+def _pooled_layers(student: EncoderOutput, teacher: EncoderOutput, latents: Tensor) -> dict[str, Tensor]:
+    """Mean patch tokens of every block, (B, L, D), and mean latents, (B, C)."""
+    stacked = {
+        name: torch.stack([full_precision(state).mean(dim=1) for state in output.hidden_states], dim=1)
+        for name, output in (("teacher", teacher), ("student", student))
+    }
+    return {**stacked, "latent": full_precision(latents).mean(dim=(2, 3))}
 
 
-def _keys(batch: dict[str, Any]) -> list[_Key]:
-    """Digest and class of every image; the class is -1 where "label" holds none."""
-    digests, label = image_digests(batch["image"]), batch.get("label")
-    if not isinstance(label, Tensor) or label.shape != (len(digests),) or not _is_integer(label):
-        return [(digest, _NO_CLASS) for digest in digests]
-    return list(zip(digests, label.clamp_min(_NO_CLASS).tolist(), strict=True))
+def _pooled(student: EncoderOutput, teacher: EncoderOutput, latents: Tensor) -> dict[str, Tensor]:
+    """Mean patch tokens of the last block, (B, D), and mean latents, (B, C)."""
+    return {
+        "teacher": pooled(teacher),
+        "student": pooled(student),
+        "latent": full_precision(latents).mean(dim=(2, 3)),
+    }
 
 
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _with_classes(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The rows of images with a class; of several layers the last."""
-    known = found["label"] != _NO_CLASS
-    return {name: (tensor[:, -1] if tensor.ndim == 3 else tensor)[known] for name, tensor in found.items()}
-
-
-def _log_cka(task: TokenizerTask, stage: str, found: dict[str, Tensor]) -> None:
-    if len(found["label"]) < 2:
+def _log_cka(task: LightningModule, stage: str, chosen: dict[str, Tensor]) -> None:
+    if len(chosen["label"]) < 2:
         return
-    pairs: Iterable[tuple[Tensor, Tensor]] = zip(found["student"].unbind(1), found["teacher"].unbind(1), strict=True)
+    pairs: Iterable[tuple[Tensor, Tensor]] = zip(chosen["student"].unbind(1), chosen["teacher"].unbind(1), strict=True)
     values = [linear_cka(student, teacher) for student, teacher in pairs]
     digits = len(str(len(values)))
     for layer, value in enumerate(values, start=1):
@@ -266,10 +204,11 @@ def _log_cka(task: TokenizerTask, stage: str, found: dict[str, Tensor]) -> None:
     task.log(f"{stage}/cka", sum(values) / len(values), rank_zero_only=True)
 
 
-def _mean_cosine(task: TokenizerTask) -> float | None:
+def _mean_cosine(task: LightningModule) -> float | None:
     """`val/cosine`, which the task logs after its callbacks' turn; None without images."""
-    own = [row["cosine"] for row in task.evaluation.rows]
-    sums = gather_lists([(sum(own), len(own))])
+    evaluation: Evaluation = task.evaluation  # type: ignore[assignment]  # of every task with a teacher
+    cosines = [row["cosine"] for row in evaluation.rows]
+    sums = gather_lists([(sum(cosines), len(cosines))])
     count = sum(number for _, number in sums)
     return sum(total for total, _ in sums) / count if count else None
 

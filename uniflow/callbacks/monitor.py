@@ -10,6 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from uniflow.callbacks.hooks import tokenizer_of
+from uniflow.training.trainer import is_logged_step
+
 
 class Monitor(Callback):
     """Logs images/s over all processes, the gradient norm of each part before clipping, and each group's learning rate.
@@ -28,7 +31,7 @@ class Monitor(Callback):
         self._restart()  # time spent in validation is no training time
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._logs_now(trainer):
+        if is_logged_step(trainer):
             norms = {f"gradient_norm/{name}": norm for name, norm in part_gradient_norms(pl_module).items()}
             rates = {
                 f"learning_rate/{group.get('name', i)}": float(group["lr"])
@@ -40,16 +43,12 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._images += len(batch["image"]) * trainer.world_size
-        if self._logs_now(trainer, offset=0):
+        if is_logged_step(trainer, ahead=0):
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize(pl_module.device)
             elapsed = time.perf_counter() - self._since
             pl_module.log("images_per_second", self._images / elapsed, prog_bar=True)
             self._restart()
-
-    def _logs_now(self, trainer: Trainer, offset: int = 1) -> bool:
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
-        return bool(every) and (trainer.global_step + offset) % every == 0
 
     def _restart(self) -> None:
         self._images, self._since = 0, time.perf_counter()
@@ -57,7 +56,7 @@ class Monitor(Callback):
 
 def part_gradient_norms(module: LightningModule) -> dict[str, Tensor]:
     """The 2-norm of the gradients of each part (encoder, bottleneck, decoder of a tokenizer), and of all."""
-    parts = dict(getattr(module, "tokenizer", module).named_children())
+    parts = dict((tokenizer_of(module) or module).named_children())
     norms = {}
     for name, part in parts.items():
         gradients = [p.grad for p in part.parameters() if p.grad is not None]

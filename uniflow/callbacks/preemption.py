@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from uniflow.core.exit_codes import REQUEUE
+from uniflow.training.trainer import is_dry_run
 
 
 class Preempted(Exception):
@@ -84,7 +85,7 @@ class Preemption(Checkpoint):
 
     def _listen(self, trainer: Trainer) -> None:
         # After Lightning has set its handlers, which it takes down itself, so that nothing is left to restore here.
-        if trainer.fast_dev_run or threading.current_thread() is not threading.main_thread():  # type: ignore[attr-defined]
+        if is_dry_run(trainer) or threading.current_thread() is not threading.main_thread():
             return
         for number in self.signals:
             signal.signal(number, self._note)

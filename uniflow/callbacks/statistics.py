@@ -9,14 +9,14 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from uniflow.callbacks.ema import EMA
+from uniflow.callbacks.hooks import tokenizer_of
 from uniflow.data.first import FirstImages, rank_share
 from uniflow.layers.precision import without_autocast
 from uniflow.metrics import ChannelMoments
-from uniflow.tasks.base import evaluation_mode
-from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.tokenizer import Tokenizer
+from uniflow.training.trainer import data_of, evaluation_mode, has_split, is_dry_run
 
 
 class LatentStatistics(Callback):
@@ -42,17 +42,16 @@ class LatentStatistics(Callback):
         self.max_images = max_images
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(pl_module, TokenizerTask):
-            pl_module.tokenizer.clear_latent_statistics()
+        if (tokenizer := tokenizer_of(pl_module)) is not None:
+            tokenizer.clear_latent_statistics()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not in on_fit_end: by then the model has left its device.
-        if not isinstance(pl_module, TokenizerTask) or self.max_images == 0:
+        tokenizer = tokenizer_of(pl_module)
+        if tokenizer is None or self.max_images == 0 or is_dry_run(trainer):
             return
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning sets it at run time
-            return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if data is None or not is_overridden(f"{self.split}_dataloader", data, LightningDataModule):
+        data = data_of(trainer)
+        if not has_split(data, self.split):
             rank_zero_info(f"there is no {self.split} data: the tokenizer gets no latent statistics")
             return
         rank_zero_info(
@@ -61,18 +60,17 @@ class LatentStatistics(Callback):
         batches = split_batches(data, self.split)
         share = rank_share(self.max_images, trainer.global_rank, trainer.world_size)
         with _as_evaluated(trainer, pl_module):
-            moments = measure(pl_module, FirstImages(batches, share))
-        found = moments.compute()
-        pl_module.tokenizer.set_latent_statistics(found.mean, found.std, found.count)
+            moments = measure(tokenizer, FirstImages(batches, share)).compute()
+        tokenizer.set_latent_statistics(moments.mean, moments.std, moments.count)
 
 
 @torch.no_grad()
-def measure(task: TokenizerTask, batches: Iterable[Any]) -> ChannelMoments:
+def measure(tokenizer: Tokenizer, batches: Iterable[Any]) -> ChannelMoments:
     """The moments of this process's latents."""
-    moments = ChannelMoments()
+    moments, device = ChannelMoments(), next(tokenizer.parameters()).device
     for batch in batches:
-        with without_autocast(task.device):  # what a loaded tokenizer gives, which is float32
-            moments.update(task.tokenizer.encode(batch["image"].to(task.device)))
+        with without_autocast(device):  # what a loaded tokenizer gives, which is float32
+            moments.update(tokenizer.encode(batch["image"].to(device)))
     return moments
 
 

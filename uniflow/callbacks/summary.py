@@ -5,16 +5,15 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichModelSummary
 
-from uniflow.tasks.tokenizer import TokenizerTask
-from uniflow.tokenizer.summary import print_summary
+from uniflow.callbacks.hooks import hooks_of
+from uniflow.training.trainer import data_of
 
 
 class PartsSummary(RichModelSummary):
-    """Prints parameters and GFLOP of each part of a tokenizer, or Lightning's own summary of any other task."""
+    """Prints the task's own summary, of a tokenizer parameters and GFLOP of each part, or else Lightning's."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, TokenizerTask):
+        task = hooks_of(pl_module)
+        size = getattr(data_of(trainer), "size", None)
+        if task is None or (trainer.is_global_zero and not task.print_summary(size)):
             super().on_fit_start(trainer, pl_module)
-        elif trainer.is_global_zero:
-            data = getattr(trainer, "datamodule", None)
-            print_summary(pl_module.tokenizer, getattr(data, "size", None))

@@ -22,9 +22,10 @@ from uniflow.cli.parser import Parser
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
 from uniflow.core.errors import one_line
+from uniflow.tasks import FeatureTask, Pretraining, Task, TokenizerTask
 
 # Callbacks of every run: top-level option -> class. `--KEY null` drops one, `--KEY.argument value` configures it.
-CALLBACKS: dict[str, type[Callback]] = {
+GENERAL_CALLBACKS: dict[str, type[Callback]] = {
     "checkpoint": LastCheckpoint,
     "best_checkpoint": BestCheckpoint,
     "preemption": callbacks.Preemption,
@@ -32,12 +33,7 @@ CALLBACKS: dict[str, type[Callback]] = {
     "images": callbacks.ImageGrid,
     "stability": callbacks.Stability,
     "monitor": callbacks.Monitor,
-    "codebook": callbacks.CodebookUsage,
-    "probe": callbacks.TeacherGap,
     "results": callbacks.ResultsFile,
-    "latents": callbacks.LatentWriter,
-    "statistics": callbacks.LatentStatistics,
-    "export": callbacks.TokenizerExport,
 }
 
 # Imported so that their classes are known by their short names.
@@ -47,6 +43,8 @@ PACKAGES = (
     "uniflow.decoders",
     "uniflow.distill",
     "uniflow.data",
+    "uniflow.features",
+    "uniflow.heads",
     "uniflow.tasks",
 )
 
@@ -64,6 +62,14 @@ def run(command: str, args: list[str]) -> int:
         rank_zero_info(f"uniflow: {stop}")
         return stop.code
     return 0
+
+
+def callback_options() -> dict[str, type[Callback]]:
+    """Top-level options that configure callbacks: the general ones, and those of the package's tasks."""
+    options = dict(GENERAL_CALLBACKS)
+    for task in (TokenizerTask, Pretraining, FeatureTask):
+        options |= task.default_callbacks()
+    return options
 
 
 def prepare() -> None:
@@ -101,7 +107,7 @@ class UniflowCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run. Default: runs/TIME.")
-        for key, cls in CALLBACKS.items():
+        for key, cls in callback_options().items():
             default = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
             parser.add_argument(f"--{key}", type=cls | None, default=default, help="null drops it.")
 
@@ -128,7 +134,7 @@ class UniflowCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         extra: list[Callback] = [self.watch, self.folder.saver()]
-        extra += [cb for key in CALLBACKS if (cb := self._get(self.config_init, key)) is not None]
+        extra += self._callbacks()
         if config.get("enable_checkpointing") is False:
             extra = [cb for cb in extra if not isinstance(cb, Checkpoint)]
         given = config.get("callbacks") or []
@@ -139,6 +145,15 @@ class UniflowCLI(LightningCLI):
             extra.append(callbacks.PartsSummary())
         settings = {**config, **self.folder.trainer_settings(config), **kwargs}
         return self._instantiate_trainer(settings, extra)
+
+    def _callbacks(self) -> list[Callback]:
+        """The general callbacks and those of the task, as the options say."""
+        chosen: dict[str, Callback | None] = {key: self._get(self.config_init, key) for key in GENERAL_CALLBACKS}
+        of_task = self.model.default_callbacks() if isinstance(self.model, Task) else {}
+        options = callback_options()
+        for key, cls in of_task.items():  # a third party's task may have callbacks without an option
+            chosen[key] = self._get(self.config_init, key) if options.get(key) is cls else cls()
+        return [callback for callback in chosen.values() if callback is not None]
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -87,9 +87,9 @@ class BestCheckpoint(RunCheckpoint):
     """Writes RUN/best.ckpt whenever a validation improves on the best so far.
 
     Args:
-        monitor: the logged metric to compare. None is val/psnr, the higher the better, where the task logs that;
-            else no file is written, and a line says so.
-        mode: whether less or more of it is better.
+        monitor: the logged metric to compare. None is the task's own, such as val/psnr of a tokenizer; for a task
+            without one no file is written, and a line says so.
+        mode: whether less or more of it is better; None is the task's own, or max.
         save_weights_only: leave out the optimizer's state.
 
     Raises:
@@ -97,17 +97,26 @@ class BestCheckpoint(RunCheckpoint):
     """
 
     def __init__(
-        self, monitor: str | None = None, mode: Literal["min", "max"] = "max", save_weights_only: bool = False
+        self, monitor: str | None = None, mode: Literal["min", "max"] | None = None, save_weights_only: bool = False
     ) -> None:
-        self._optional = monitor is None
+        self._optional, self._mode_given = monitor is None, mode is not None
         super().__init__(
             filename="best",
             monitor=monitor or "val/psnr",
-            mode=mode,
+            mode=mode or "max",
             save_weights_only=save_weights_only,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        monitor = getattr(pl_module, "monitor", None)
+        if self._optional and monitor is not None:
+            self.monitor, mode = monitor
+            if not self._mode_given:
+                self.mode = mode
+                self.kth_value = torch.tensor(float("inf" if mode == "min" else "-inf"))
+        super().setup(trainer, pl_module, stage)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if self._optional and self.monitor not in monitor_candidates:

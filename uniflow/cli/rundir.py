@@ -19,6 +19,7 @@ from uniflow.cli.checkpoint import AtomicCheckpointIO
 from uniflow.cli.errors import UserError
 from uniflow.core.atomic import existing, recover, replacing
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
+from uniflow.training.trainer import is_dry_run
 
 CONFIG = "config.yaml"
 SHORTHANDS = ("last", "best")
@@ -141,7 +142,7 @@ class _SaveConfig(Callback):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+        if trainer.is_global_zero and not is_dry_run(trainer):
             self.folder.save_config()
 
 

@@ -48,6 +48,9 @@ MOVED: dict[str, tuple[str, ...]] = {
     "uniflow.summary": ("uniflow.tokenizer.summary", "uniflow.tools.summary"),
     "uniflow.sweep": ("uniflow.tools.sweep",),
     "uniflow.tasks.optim": ("uniflow.training.optimizers",),
+    "uniflow.tasks.pretraining_heads": ("uniflow.heads.unsupervised",),
+    "uniflow.tasks.pretraining_start": ("uniflow.start.copied",),
+    "uniflow.tasks.unlabelled": ("uniflow.data.unlabelled",),
     "uniflow.tiling": ("uniflow.tokenizer.tiling",),
 }
 # Classes with a new name: old name in an old module -> new name.

@@ -9,17 +9,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
-    """What an encoder gives to whatever follows it.
+class FeatureSpec:
+    """What a source of features gives to heads.
 
     Attributes:
-        embed_dim: channels D of every hidden state.
-        patch_size: side of a patch in pixels.
-        num_layers: number L of transformer blocks, so of hidden states.
+        embed_dim: channels D of every feature map.
+        patch_size: side in pixels of the image area that one token stands for.
+        num_layers: number of feature maps, each of one layer.
         num_prefix_tokens: class and register tokens in front of the patch tokens.
         image_size: side in pixels of the images the encoder was pretrained on.
-        mean: per-channel mean (R, G, B) of the [0, 1] pixels that the encoder subtracts.
-        std: per-channel standard deviation (R, G, B) that it divides by.
     """
 
     embed_dim: int
@@ -27,6 +25,17 @@ class EncoderSpec:
     num_layers: int
     num_prefix_tokens: int
     image_size: int
+
+
+@dataclass(frozen=True)
+class EncoderSpec(FeatureSpec):
+    """What an encoder gives to whatever follows it: a `FeatureSpec` of all its transformer blocks, and its pixel range.
+
+    Attributes:
+        mean: per-channel mean (R, G, B) of the [0, 1] pixels that the encoder subtracts.
+        std: per-channel standard deviation (R, G, B) that it divides by.
+    """
+
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

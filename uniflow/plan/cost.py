@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from uniflow.core.pixels import to_unit_range
 from uniflow.plan.simulate import FakeTask
 
 T = TypeVar("T")
@@ -48,35 +47,23 @@ def parts_of(fake: FakeTask, size: tuple[int, int]) -> list[Part]:
     not counted, as is usual for model FLOP utilisation.
     """
     task = fake.task
-    with fake.mode, torch.no_grad():
-        images = torch.empty(1, 3, *size, dtype=torch.uint8)
-        pixels = to_unit_range(images)
-        student, encoder = _counted(lambda: task.tokenizer.encoder(images))
-        (latents, _), bottleneck = _counted(lambda: task.tokenizer.bottleneck(student))
-        _, decoder = _counted(lambda: task.tokenizer.decoder.loss(latents, pixels))
-        judged = _counted(lambda: [loss(pixels, pixels) for loss in task.pixel_losses])[1]
-    distilled = task.encoder_is_trained and task.distillation_weight(1.0) > 0
-    networks: list[tuple[str, list[nn.Module], float]] = [
-        ("encoder", [task.tokenizer.encoder], encoder),
-        ("bottleneck", [task.tokenizer.bottleneck], bottleneck),
-        ("decoder", [task.tokenizer.decoder], decoder),
-    ]
-    if task.pixel_losses:
-        networks.append(("pixel_losses", list(task.pixel_losses), judged))
+    trained_here = {id(p) for p in task.parameters()}
     rows, before = [], 0
-    for name, modules, forward in networks:
-        parameters = [p for module in modules for p in module.parameters()]
-        trained = sum(p.numel() for p in parameters if p.requires_grad)
-        total = sum(p.numel() for p in parameters)
-        share = trained / total if total else 0.0
-        training = forward * (1 + share + (1 if before else share))
-        kind = ", ".join(type(module).__name__ for module in modules)
-        rows.append(Part(name, kind, trained, total - trained, forward, training))
-        before += trained
-    own = {id(p) for p in task.parameters()}
-    frozen = sum(p.numel() for p in task.teacher.parameters() if id(p) not in own)
-    kind = type(task.teacher.encoder).__name__
-    return [*rows, Part("teacher", kind, 0, frozen, encoder, encoder if distilled else 0.0)]
+    with fake.mode, torch.no_grad():
+        for stage in task.stages(torch.empty(1, 3, *size, dtype=torch.uint8)):
+            _, forward = _counted(stage.run)
+            parameters = [p for module in stage.modules for p in module.parameters()]
+            if not stage.in_graph:
+                parameters = [p for p in parameters if id(p) not in trained_here]
+            trained = sum(p.numel() for p in parameters if p.requires_grad)
+            total = sum(p.numel() for p in parameters)
+            share = trained / total if total else 0.0
+            backward = share + (1 if before else share) if stage.in_graph else 0.0
+            training = forward * (1 + backward) if stage.in_training else 0.0
+            kind = ", ".join(type(module).__name__ for module in stage.modules)
+            rows.append(Part(stage.name, kind, trained, total - trained, forward, training))
+            before += trained if stage.in_graph else 0
+    return rows
 
 
 def _counted(call: Callable[[], T]) -> tuple[T, float]:

@@ -21,8 +21,7 @@ from torch.utils._pytree import tree_iter
 from uniflow.distill.teacher import ROUNDED
 from uniflow.layers.blocks import checkpoint_blocks, find_blocks, restore_blocks
 from uniflow.plan.live import LiveTensors
-from uniflow.tasks import TokenizerTask
-from uniflow.training import as_schedule
+from uniflow.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class FakeTask:
         mode: the mode in which its tensors can be used.
     """
 
-    def __init__(self, task: TokenizerTask) -> None:
+    def __init__(self, task: Task) -> None:
         task.compile_blocks = False  # it changes no size
         with torch.device("meta"):
             task.configure_model()
@@ -67,8 +66,7 @@ class FakeTask:
         self._update: tuple[int, float] | None = None
         self._trainer = quiet_trainer()  # the task holds it weakly
         task.trainer = self._trainer
-        # A schedule may begin or end without a teacher: the plan is for the time when it runs.
-        task.distillation_weight = as_schedule(max(task.distillation_weight(tenth / 10) for tenth in range(11)))
+        task.use_full_cost()
 
     def step(
         self,
@@ -101,7 +99,7 @@ class FakeTask:
             tensors.watch(task.parameters())
             images = torch.empty(shape, dtype=torch.uint8)
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                loss = task.training_step({"image": images}, 0)
+                loss: Any = task.training_step(task.example_batch(images), 0)
             forward = dict(tensors.peaks)
             tensors.reset()
             loss.backward()
@@ -134,14 +132,15 @@ class FakeTask:
             "parameters": _bytes(own),
             "trained": _bytes(p for p in task.parameters() if p.requires_grad),
             "teacher": _bytes(beside),
-            "rounded": _bytes(t for t in _rounded(task.teacher) if t.untyped_storage()._cdata not in mine) // 2,
+            "rounded": _bytes(t for t in _rounded(task) if t.untyped_storage()._cdata not in mine) // 2,
             "block": max(blocks, default=0),
             "rest": parameters - sum(blocks),
         }
 
 
-def _rounded(teacher: nn.Module) -> Iterator[Tensor]:
-    return (p for module in teacher.modules() if isinstance(module, ROUNDED) for p in module.parameters(recurse=False))
+def _rounded(task: Task) -> Iterator[Tensor]:
+    modules = (module for network in task.rounded_networks() for module in network.modules())
+    return (p for module in modules if isinstance(module, ROUNDED) for p in module.parameters(recurse=False))
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
@@ -159,7 +158,7 @@ def _shapes_only(mode: FakeTensorMode) -> Iterator[None]:
         ) from error
 
 
-def _update(task: TokenizerTask, tensors: LiveTensors) -> tuple[int, float]:
+def _update(task: Task, tensors: LiveTensors) -> tuple[int, float]:
     """Bytes of the optimizer's states, and those that its step takes for a time."""
     made: Any = task.configure_optimizers()
     optimizer = made["optimizer"]
@@ -176,7 +175,7 @@ def networks_beside(task: nn.Module) -> list[nn.Module]:
     return [value for module in task.modules() for value in vars(module).values() if isinstance(value, nn.Module)]
 
 
-def _all_blocks(task: TokenizerTask) -> list[nn.Module]:
+def _all_blocks(task: Task) -> list[nn.Module]:
     return [block for part in task.parts() for block in find_blocks(part)]
 
 
@@ -225,11 +224,12 @@ def _cuda_casts(task: nn.Module, device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blocks(task: TokenizerTask, checkpointing: bool) -> Iterator[None]:
+def _blocks(task: Task, checkpointing: bool) -> Iterator[None]:
     """All blocks checkpointed, or none, whatever the task's own settings."""
-    encoder: Any = task.tokenizer.encoder
-    if hasattr(encoder, "set_gradient_checkpointing"):
-        encoder.set_gradient_checkpointing(False)
+    parts: Iterable[Any] = task.parts()
+    for part in parts:
+        if hasattr(part, "set_gradient_checkpointing"):
+            part.set_gradient_checkpointing(False)
     restore_blocks(task)
     if checkpointing:
         checkpoint_blocks([block for block in _all_blocks(task) if any(p.requires_grad for p in block.parameters())])

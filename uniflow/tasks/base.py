@@ -1,4 +1,4 @@
-"""What every task shares: optimizer, learning-rate schedule, training progress, per-step randomness."""
+"""What every task shares: optimizer, learning-rate schedule, training progress, per-step randomness, and hooks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -25,11 +25,35 @@ from uniflow.training.schedules import CosineSchedule, Schedule, Warmup, as_sche
 OptimizerFactory = Callable[[Iterable], Optimizer]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One network of a training step, for `uniflow plan`.
+
+    Attributes:
+        name: of the network.
+        modules: what it is made of.
+        run: runs it on the images that `Task.stages` was given, after the stages before it.
+        in_graph: whether gradients pass through it to the stages before; a teacher is beside the graph.
+        in_training: whether a training step runs it.
+    """
+
+    name: str
+    modules: list[nn.Module]
+    run: Callable[[], Any]
+    in_graph: bool = True
+    in_training: bool = True
+
+
 class Task(LightningModule):
     """Base class of all tasks.
 
     A subclass takes its parts in the constructor, builds them in `build` and implements Lightning's steps. Its
-    constructor passes `optimizer` and `lr_schedule` on.
+    constructor takes `**task` and passes it on. Callbacks, checkpoints, reports and plans use the hooks below, and
+    nothing else of a task.
+
+    Attributes:
+        monitor: the metric by which RUN/best.ckpt is chosen, and whether "min" or "max" of it is best; None writes
+            none.
 
     Args:
         optimizer: parameter groups -> optimizer; its learning rate is the peak.
@@ -38,6 +62,8 @@ class Task(LightningModule):
             again: less memory, a third more computation.
         compile_blocks: compile each block with `torch.compile`; takes a while at the start.
     """
+
+    monitor: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
 
     def __init__(
         self,
@@ -57,6 +83,48 @@ class Task(LightningModule):
     @abstractmethod
     def build(self) -> None:
         """Make the modules. Called once, on the device and in the precision that Lightning has set up."""
+
+    @classmethod
+    def default_callbacks(cls) -> dict[str, type[Callback]]:
+        """Callbacks that `uniflow fit` adds for this task: name of the top-level option -> class."""
+        return {}
+
+    def report(self) -> dict[str, Any]:
+        """What RUN/test_results.json says besides the logged metrics; for JSON."""
+        return {}
+
+    def report_tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Tables of the test, written as RUN/test_NAME.csv: name -> rows."""
+        return {}
+
+    def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
+        """What to show of the first `count` images of a batch: title -> images (n, 3, H, W), float in [0, 1].
+
+        Called in evaluation mode without gradients. Empty if there is nothing to show.
+        """
+        return {}
+
+    def print_summary(self, image_size: int | tuple[int, int] | None) -> bool:
+        """Print the parts at the start of a fit; False leaves that to Lightning's own summary."""
+        return False
+
+    def example_batch(self, images: Tensor) -> dict[str, Any]:
+        """A training batch around `images`, uint8 (B, 3, H, W), for `uniflow plan`: only shapes and types matter."""
+        return {"image": images}
+
+    def stages(self, images: Tensor) -> Iterator[Stage]:
+        """The networks of a training step in order, for the cost in `uniflow plan`; `images` as in `example_batch`.
+
+        By default the parts are listed without their cost, as one stage of the whole training step.
+        """
+        yield Stage("all", list(self.parts()), lambda: self.training_step(self.example_batch(images), 0))
+
+    def use_full_cost(self) -> None:
+        """Set schedules that switch parts of a step off to where the step costs most, for `uniflow plan`."""
+
+    def rounded_networks(self) -> list[nn.Module]:
+        """Frozen networks whose weights are stored as mixed precision rounds them, for `uniflow plan`."""
+        return []
 
     def configure_model(self) -> None:
         if not self._built:  # Lightning may call this hook more than once
@@ -116,18 +184,6 @@ class Task(LightningModule):
         # Randomness is a function of (seed, batch, rank), so a resumed run draws what the uninterrupted one drew.
         total = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(step_seed(total, self.global_rank))
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is as before."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
 
 
 def step_seed(*position: int) -> int:

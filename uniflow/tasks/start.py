@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from uniflow.core.pixels import to_unit_range
 from uniflow.data.base import ImageDataModule
 from uniflow.data.first import FirstImages
+from uniflow.layers import ExactLinear
 from uniflow.metrics import psnr
 from uniflow.start import Regression, calibrate, set_values
-from uniflow.tasks.base import evaluation_mode
-
-if TYPE_CHECKING:
-    from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.tokenizer import Tokenizer
+from uniflow.training.trainer import data_of, evaluation_mode, has_split
 
 # Training images whose hidden states set the scale of each layer, and images that the start's PSNR is measured on.
 CALIBRATION_IMAGES = 64
 JUDGED_IMAGES = 64
 
 
-def prepare(task: TokenizerTask, regression: Regression | None) -> None:
+def prepare(
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    regression: Regression | None,
+    feature_head: ExactLinear | None,
+    reconstruct: Callable[[Tensor], Tensor],
+) -> None:
     """Calibrate the bottleneck, and write a regression's solution into the tokenizer.
 
     Of a regression it logs and prints "start/psnr", in dB, the mean over images of the validation split (of the
@@ -35,36 +39,37 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> None:
     latents explain on the training images.
 
     Args:
-        task: in a trainer that is about to train its first step.
+        trainer: about to train its first step.
+        tokenizer: on the trainer's device.
         regression: None leaves the random weights.
+        feature_head: a linear map from the latents to the teacher's features, which the regression sets too.
+        reconstruct: images (B, 3, H, W) -> reconstructions in [0, 1], by which the start is judged.
 
     Raises:
         ValueError: if a part has no linear path, or there are no images.
     """
-    tokenizer, trainer = task.tokenizer, task.trainer
     with torch.no_grad(), evaluation_mode(tokenizer), trainer.precision_plugin.forward_context():
         if tokenizer.bottleneck.needs_calibration:
-            calibrate(tokenizer, _images(task, _train_batches(trainer), CALIBRATION_IMAGES))
+            calibrate(tokenizer, _images(trainer, _train_batches(trainer), CALIBRATION_IMAGES))
         if regression is None:
             return
         begin = time.perf_counter()
-        seen = torch.zeros((), device=task.device)  # a foreign data module's pass can be shorter than what is asked for
+        seen = torch.zeros((), device=trainer.strategy.root_device)  # a data module may give fewer than asked
 
         def counted() -> Iterator[Tensor]:
-            for images in _images(task, _train_batches(trainer), regression.images):
+            for images in _images(trainer, _train_batches(trainer), regression.images):
                 seen.add_(len(images))
                 yield images
 
         solution = regression.fit(tokenizer, counted())
         used = int(trainer.strategy.reduce(seen, reduce_op="sum"))
-        if task.feature_head is not None:
-            set_values(task.feature_head, {"weight": solution.feature_weight, "bias": solution.feature_bias})
+        if feature_head is not None:
+            set_values(feature_head, {"weight": solution.feature_weight, "bias": solution.feature_bias})
         seconds = time.perf_counter() - begin
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
-        has_val = data is not None and is_overridden("val_dataloader", data, LightningDataModule)
-        judged = data.val_dataloader() if has_val else _train_batches(trainer)
+        has_val = has_split(data_of(trainer), "val")
+        judged = data_of(trainer).val_dataloader() if has_val else _train_batches(trainer)
         results = {
-            "start/psnr": _psnr(task, _images(task, judged, JUDGED_IMAGES)),
+            "start/psnr": _psnr(trainer, reconstruct, _images(trainer, judged, JUDGED_IMAGES)),
             "start/feature_r2": solution.feature_r2,
         }
     judged_on = "validation" if has_val else "training"
@@ -73,31 +78,28 @@ def prepare(task: TokenizerTask, regression: Regression | None) -> None:
         f"reconstructs {judged_on} images at {results['start/psnr']:.2f} dB (PSNR, 1 step), and its latents explain "
         f"{100 * solution.feature_r2:.0f} % of the variance of the encoder's last features"
     )
-    if task.logger is not None:
-        task.logger.log_metrics(results, step=0)
+    if trainer.logger is not None:
+        trainer.logger.log_metrics(results, step=0)
 
 
 def _train_batches(trainer: Trainer) -> Iterable[Any]:
     """Training batches without end where the data module can give them, else one pass over its loader."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+    data = data_of(trainer)
     if isinstance(data, ImageDataModule):
         return data.training_batches()
     loader: Any = trainer.train_dataloader if data is None else data.train_dataloader()
     return loader
 
 
-def _images(task: TokenizerTask, batches: Iterable[Any], count: int) -> Iterator[Tensor]:
+def _images(trainer: Trainer, batches: Iterable[Any], count: int) -> Iterator[Tensor]:
     """The first `count` images over all processes; every process gets as many, as sharded networks need."""
-    for batch in FirstImages(batches, -(-count // task.trainer.world_size)):
-        yield batch["image"].to(task.device)
+    for batch in FirstImages(batches, -(-count // trainer.world_size)):
+        yield batch["image"].to(trainer.strategy.root_device)
 
 
-def _psnr(task: TokenizerTask, batches: Iterable[Tensor]) -> float:
-    sums = torch.zeros(2, device=task.device)
+def _psnr(trainer: Trainer, reconstruct: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> float:
+    sums = torch.zeros(2, device=trainer.strategy.root_device)
     for images in batches:
-        _, painted = next(task.decodings(images, task.tokenizer.encode(images)))
-        originals = to_unit_range(images)
-        painted = painted[..., : originals.shape[-2], : originals.shape[-1]]
-        sums += torch.stack([psnr(painted, originals).sum(), sums.new_tensor(len(images))])
-    total, count = task.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        sums += torch.stack([psnr(reconstruct(images), to_unit_range(images)).sum(), sums.new_tensor(len(images))])
+    total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
     return total / max(count, 1)

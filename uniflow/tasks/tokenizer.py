@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
+from uniflow import callbacks
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.bottleneck.layers import last_features
 from uniflow.core.pixels import to_unit_range
@@ -23,14 +25,16 @@ from uniflow.layers import ExactLinear
 from uniflow.layers.cpu import fuse_attention
 from uniflow.layers.precision import full_precision
 from uniflow.losses.pixel import PixelLoss
-from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests
+from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests, slice_means
+from uniflow.pictures.drawing import pca_basis, pca_image
 from uniflow.sharding.shard import is_sharded
 from uniflow.start import Regression
-from uniflow.tasks.base import OptimizerFactory, Task
+from uniflow.tasks.base import Stage, Task
 from uniflow.tasks.start import prepare
 from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.summary import print_summary
 from uniflow.training import Schedule, as_schedule
-from uniflow.training.optimizers import FusedAdamW
+from uniflow.training.trainer import data_of, is_logged_step
 
 EncoderFactory = Callable[[], VisionEncoder]
 BottleneckFactory = Callable[[EncoderSpec], Bottleneck]
@@ -61,16 +65,15 @@ class TokenizerTask(Task):
         latent_feature_weight: weight of a loss that keeps the features in the latents: the mean squared error of the
             teacher's last hidden state (normalised) as a trained linear map reads it from them. The map belongs to the
             task, not to the tokenizer; `start: regression` sets it, too. Cheap with a frozen encoder.
-        optimizer: parameter groups -> optimizer.
-        lr_schedule: factor on the learning rate over progress; None is 5 % warm-up, then cosine to 1 %.
-        activation_checkpointing: see `Task`.
-        compile_blocks: see `Task`.
         start: "random" weights of bottleneck and decoder, or "regression", the best linear tokenizer in closed form,
             with the defaults of `uniflow.start.Regression`, or that class with other settings. Bottleneck and decoder
             need `shortcut: true` for it. Not repeated when a run is resumed.
         shortcut_lr_multiplier: factor on the learning rate of what a regression start has solved, the shortcuts of
             bottleneck and decoder: at the rate of random weights it is lost in a few steps.
+        **task: `optimizer`, `lr_schedule` and the others of `Task`.
     """
+
+    monitor = ("val/psnr", "max")
 
     tokenizer: Tokenizer
     teacher: FrozenTeacher
@@ -86,17 +89,14 @@ class TokenizerTask(Task):
         distill_prefix_tokens: bool = False,
         encoder_lr_multiplier: float = 1.0,
         eval_steps: Sequence[int] = (1,),
-        optimizer: OptimizerFactory = FusedAdamW,
-        lr_schedule: Schedule | None = None,
         pixel_losses: list[PixelLoss] | None = None,
         protocol: ReconstructionProtocol | None = None,
-        activation_checkpointing: bool = False,
-        compile_blocks: bool = False,
         start: Literal["random", "regression"] | Regression = "random",
         shortcut_lr_multiplier: float = 0.03,
         latent_feature_weight: float = 0.0,
+        **task: Any,
     ) -> None:
-        super().__init__(optimizer, lr_schedule, activation_checkpointing, compile_blocks)
+        super().__init__(**task)
         if not eval_steps or min(eval_steps) < 1:
             raise ValueError(f"eval_steps must list step counts of at least 1, got {list(eval_steps)}")
         self._factories = (encoder, bottleneck, decoder)
@@ -118,6 +118,16 @@ class TokenizerTask(Task):
         self.protocol = protocol or ReconstructionProtocol()
         self.evaluation = Evaluation(self.protocol)
         self.evaluation_settings: dict[str, Any] = {}
+
+    @classmethod
+    def default_callbacks(cls) -> dict[str, type[Callback]]:
+        return {
+            "codebook": callbacks.CodebookUsage,
+            "probe": callbacks.TeacherGap,
+            "latents": callbacks.LatentWriter,
+            "statistics": callbacks.LatentStatistics,
+            "export": callbacks.TokenizerExport,
+        }
 
     def build(self) -> None:
         make_encoder, make_bottleneck, make_decoder = self._factories
@@ -146,7 +156,12 @@ class TokenizerTask(Task):
     def on_train_start(self) -> None:
         # Not on_fit_start: with sharding it comes before a checkpoint is restored.
         if self.global_step == 0 and not self.trainer.ckpt_path:
-            prepare(self, self.start)
+            prepare(self.trainer, self.tokenizer, self.start, self.feature_head, self._first_reconstruction)
+
+    def _first_reconstruction(self, images: Tensor) -> Tensor:
+        """What the first of `eval_steps` makes of images (B, 3, H, W), in [0, 1]."""
+        _, decoded = next(self.decodings(images, self.tokenizer.encode(images)))
+        return decoded[..., : images.shape[-2], : images.shape[-1]]
 
     def train_in_low_precision(self, dtype: torch.dtype) -> None:
         """Prepare for training under autocast to `dtype`: the teacher's weights are stored as autocast rounds them, and
@@ -223,8 +238,7 @@ class TokenizerTask(Task):
         # not change the loss.
         everywhere = self.trainer.strategy.reduce(distances.detach().clone(), reduce_op="mean")
         weights = self.weighting(everywhere, self.progress)
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it at run time
-        if every and (self.global_step + 1) % every == 0:
+        if is_logged_step(self.trainer):
             self.log_dict({f"layers/distance_{name}": value for name, value in self._by_layer(everywhere)})
             self.log_dict({f"layers/weight_{name}": value for name, value in self._by_layer(weights)})
         return (weights.to(distances.dtype) * distances).sum()
@@ -265,33 +279,86 @@ class TokenizerTask(Task):
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Judge one batch; what the networks gave goes on to callbacks."""
         images = batch["image"]
-        student, teacher = self.tokenizer.encoder(images), self.teacher(images)
-        latents, _ = self.tokenizer.bottleneck(student)
+        outputs = self.compared_outputs(images)
+        student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
         judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
         prefix = self.distill_prefix_tokens
         cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
         self.evaluation.add_values("cosine", cosines.mean(dim=0))
         for name, cosine in self._by_layer(cosines):
             self.evaluation.add_values(f"cosine_{name}", cosine)
+        return outputs
+
+    def compared_outputs(self, images: Tensor) -> dict[str, Any]:
+        """What the networks give for images (B, 3, H, W): "student" and "teacher", `EncoderOutput`s, and "latents"."""
+        student, teacher = self.tokenizer.encoder(images), self.teacher(images)
+        latents, _ = self.tokenizer.bottleneck(student)
         return {"student": student, "teacher": teacher, "latents": latents}
 
     def _log_evaluation(self, stage: str) -> None:
         for name, value in self.evaluation.compute().items():
             group = f"{stage}_layers" if name.startswith("cosine_") else stage
             self.log(f"{group}/{name}", value, rank_zero_only=True)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+        data = data_of(self.trainer)
         crops = data.crops() if hasattr(data, "crops") else {}
         precision = str(self.trainer.precision)
         self.evaluation_settings = self.evaluation.settings(**crops, steps=list(self.eval_steps), precision=precision)
 
-    def fingerprint(self) -> str:
-        """Of the last evaluation's protocol: numbers with different fingerprints are not comparable."""
-        return fingerprint(self.evaluation_settings)
+    def report(self) -> dict[str, Any]:
+        """The protocol and its fingerprint: numbers with different fingerprints are not comparable."""
+        settings = self.evaluation_settings
+        return {"protocol/fingerprint": fingerprint(settings), "protocol/settings": settings}
+
+    def report_tables(self) -> dict[str, list[dict[str, Any]]]:
+        return {"images": self.evaluation.rows, "slices": slice_means(self.evaluation.rows)}
 
     def decodings(self, images: Tensor, latents: Tensor) -> Iterator[tuple[int, Tensor]]:
         """For each of `eval_steps` the number and the images in [0, 1], as evaluation decodes them."""
-        found = decodings(self.tokenizer, latents, image_digests(images), self.eval_steps, self.protocol.noise_seed)
-        return zip(self.eval_steps, (decoded for _, decoded in found), strict=True)
+        decoded = decodings(self.tokenizer, latents, image_digests(images), self.eval_steps, self.protocol.noise_seed)
+        return zip(self.eval_steps, (images for _, images in decoded), strict=True)
+
+    def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
+        """Originals, reconstructions, and the last hidden states in the teacher's three principal colours."""
+        images = batch["image"][:count]
+        outputs = self.compared_outputs(images)
+        rows = {"original": to_unit_range(images)}
+        for steps, decoded in self.decodings(images, outputs["latents"]):
+            rows[f"reconstruction, {steps} step{'s' if steps > 1 else ''}"] = decoded
+        basis = pca_basis(outputs["teacher"].feature_map())
+        size = (images.shape[-2], images.shape[-1])
+        for name in ("teacher", "student"):
+            rows[name] = pca_image(outputs[name].feature_map(), basis, size)
+        return rows
+
+    def print_summary(self, image_size: int | tuple[int, int] | None) -> bool:
+        print_summary(self.tokenizer, image_size)
+        return True
+
+    def stages(self, images: Tensor) -> Iterator[Stage]:
+        tokenizer, pixels, results = self.tokenizer, to_unit_range(images), {}
+
+        def encode() -> None:
+            results["hidden"] = tokenizer.encoder(images)
+
+        def compress() -> None:
+            results["latents"] = tokenizer.bottleneck(results["hidden"])[0]
+
+        yield Stage("encoder", [tokenizer.encoder], encode)
+        yield Stage("bottleneck", [tokenizer.bottleneck], compress)
+        yield Stage("decoder", [tokenizer.decoder], lambda: tokenizer.decoder.loss(results["latents"], pixels))
+        if self.pixel_losses:
+            losses = list(self.pixel_losses)
+            yield Stage("pixel_losses", losses, lambda: [loss(pixels, pixels) for loss in losses])
+        distills = self.encoder_is_trained and self.distillation_weight(1.0) > 0
+        teacher = self.teacher.encoder
+        yield Stage("teacher", [teacher], lambda: teacher(images), in_graph=False, in_training=distills)
+
+    def use_full_cost(self) -> None:
+        # A schedule may begin or end without a teacher: the plan is for the time when it runs.
+        self.distillation_weight = as_schedule(max(self.distillation_weight(tenth / 10) for tenth in range(11)))
+
+    def rounded_networks(self) -> list[nn.Module]:
+        return [self.teacher]
 
     def _by_layer(self, values: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Each block's number, 1 = first, padded with zeros so that names sort, and its value."""

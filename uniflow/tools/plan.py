@@ -11,12 +11,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from uniflow.cli.app import CALLBACKS, UniflowCLI, prepare
+from uniflow.cli.app import UniflowCLI, callback_options, prepare
 from uniflow.cli.errors import UserError, user_errors
 from uniflow.plan import FakeTask, memory_of, parts_of, training_hours
 from uniflow.plan.report import Plan, print_plan, print_table
 from uniflow.plan.simulate import quiet_trainer
-from uniflow.tasks import TokenizerTask
+from uniflow.tasks import Task
 
 # Encoders of `--table`: name -> options. timm has no InternViT-6B: its shape (48 blocks of width 3200, 25 heads, MLP
 # ratio 4; arXiv 2312.14238) in timm's InternViT-300M, which has no norm of queries and keys, and biases beside qkv.
@@ -130,7 +130,7 @@ class PlanCLI(UniflowCLI):
         encoder = options.model.get("init_args", {}).get("encoder")
         if encoder is not None and "weights" in (encoder.get("init_args") or {}):
             encoder.init_args.weights = None  # nothing is fetched
-        for unused in ("data", *CALLBACKS):
+        for unused in ("data", *callback_options()):
             options[unused] = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -139,12 +139,12 @@ class PlanCLI(UniflowCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if self._name is None and self.options.table:
             return
-        if not isinstance(self.model, TokenizerTask):
-            raise UserError(f"uniflow plan is for TokenizerTask, not {type(self.model).__name__}")
+        if not isinstance(self.model, Task):
+            raise UserError(f"uniflow plan needs a uniflow.tasks.Task, not {type(self.model).__name__}")
         with user_errors():
             self.plan = self._make_plan(self.model)
 
-    def _make_plan(self, task: TokenizerTask) -> Plan:
+    def _make_plan(self, task: Task) -> Plan:
         options, trainer = self.options, self.options.trainer
         batch_size = _given(options.batch_size, self._data.get("batch_size"), "batch_size")
         size = _given(options.image_size, self._data.get("size"), "image_size")
@@ -167,7 +167,7 @@ class PlanCLI(UniflowCLI):
         images = self._images(batch_size * devices * accumulate)
         assumed = {"mfu": options.mfu, "device_tflops": options.device_tflops}
         hours = None if images is None else training_hours(images, gflop, devices=devices, **assumed)
-        name = self._name or type(task.tokenizer.encoder).__name__
+        name = self._name or parts[0].kind
         return Plan(name, (height, width), batch_size, devices, parts, gflop, memory, images, hours, assumed)
 
     def _images(self, batch: int) -> int | None:

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.callbacks.statistics import split_batches
 from uniflow.cli import progress
-from uniflow.cli.app import CALLBACKS, UniflowCLI, prepare
+from uniflow.cli.app import UniflowCLI, callback_options, prepare
 from uniflow.cli.errors import UserError
 from uniflow.cli.rundir import RunFolder
 from uniflow.data.first import FirstImages, rank_share
@@ -168,7 +168,7 @@ class StatsCLI(UniflowCLI):
         self.folder = RunFolder(self._command, options, self._parser(self._command))
         if options.ckpt_path is not None:
             self.folder.prepare()
-        for unused in ("model", *CALLBACKS):
+        for unused in ("model", *callback_options()):
             options[unused] = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from uniflow.core.pixels import to_unit_range
-from uniflow.core.specs import EncoderSpec
+from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.distill.teacher import FrozenTeacher
-from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.encoders.base import VisionEncoder
+from uniflow.heads.base import Head
 from uniflow.layers.cpu import fuse_attention
-from uniflow.tasks.pretraining import Head
 
 
 class PatchHead(Head):
@@ -24,7 +26,7 @@ class PatchHead(Head):
     1 dB counts the same at 20 as at 30 dB.
 
     Args:
-        spec: of the encoder.
+        spec: of the features.
         layers: numbers of the blocks whose output is read, from 1.
         rank: values that a token's pixels are read through; null reads them directly.
         weight: factor on the loss, which is the mean over layers.
@@ -36,7 +38,7 @@ class PatchHead(Head):
     name = "patch"
 
     def __init__(
-        self, spec: EncoderSpec, layers: Sequence[int] = (1,), rank: int | None = 64, weight: float = 1.0
+        self, spec: FeatureSpec, layers: Sequence[int] = (1,), rank: int | None = 64, weight: float = 1.0
     ) -> None:
         super().__init__(weight)
         check_layers(self, layers, spec.num_layers)
@@ -45,22 +47,32 @@ class PatchHead(Head):
         self.layers, self.patch_size = tuple(layers), spec.patch_size
         self.read = nn.ModuleList(_linear(spec.embed_dim, rank, 3 * spec.patch_size**2) for _ in layers)
 
-    def forward(self, output: EncoderOutput) -> Tensor:
+    def forward(self, features: EncoderOutput) -> Tensor:
         """Pixels in [0, 1], layers first: (layers, B, N, 3 * patch_size ** 2)."""
-        states = (output.hidden_states[layer - 1] for layer in self.layers)
+        states = (features.hidden_states[layer - 1] for layer in self.layers)
         return torch.stack([read(state) for read, state in zip(self.read, states, strict=True)]).float()
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
         return self._errors(prediction, batch).log().mean()
 
-    def metrics(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Peak signal-to-noise ratio at each layer in dB, of the batch's mean squared error."""
-        decibels = -10 * self._errors(prediction, batch).log10()
-        return {f"patch_psnr_{layer}": value for layer, value in zip(self.layers, decibels, strict=True)}
+    def metrics(self) -> MetricCollection:
+        """Peak signal-to-noise ratio at each layer in dB, of the mean squared error of all images."""
+        metrics: dict[str, Metric | MetricCollection] = {
+            f"patch_psnr_{layer}": PeakSignalNoiseRatio(data_range=1.0) for layer in self.layers
+        }
+        return MetricCollection(metrics, compute_groups=False)
+
+    def update_metrics(self, metrics: MetricCollection, prediction: Tensor, batch: dict[str, Any]) -> None:
+        target = self._target(batch)
+        for layer, pixels in zip(self.layers, prediction, strict=True):
+            metrics[f"patch_psnr_{layer}"].update(pixels, target)
+
+    def _target(self, batch: dict[str, Any]) -> Tensor:
+        """The pixels of each patch in [0, 1], (B, N, 3 * patch_size ** 2)."""
+        return F.unfold(to_unit_range(batch["image"]), self.patch_size, stride=self.patch_size).transpose(1, 2)
 
     def _errors(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
-        pixels = F.unfold(to_unit_range(batch["image"]), self.patch_size, stride=self.patch_size).transpose(1, 2)
-        return (prediction - pixels).square().mean(dim=(1, 2, 3)).clamp_min(1e-8)
+        return (prediction - self._target(batch)).square().mean(dim=(1, 2, 3)).clamp_min(1e-8)
 
 
 class TeacherHead(Head):
@@ -72,7 +84,7 @@ class TeacherHead(Head):
     The teacher is in no checkpoint and is not trained.
 
     Args:
-        spec: of the encoder.
+        spec: of the features.
         teacher: makes the trained encoder, with its weights; of the same width, depth, patch size and prefix tokens.
         weight: factor on the loss, which is the mean over layers.
 
@@ -82,7 +94,7 @@ class TeacherHead(Head):
 
     name = "teacher"
 
-    def __init__(self, spec: EncoderSpec, teacher: Callable[[], VisionEncoder], weight: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, teacher: Callable[[], VisionEncoder], weight: float = 1.0) -> None:
         super().__init__(weight)
         made = teacher()
         for size in ("embed_dim", "num_layers", "patch_size", "num_prefix_tokens"):
@@ -93,17 +105,21 @@ class TeacherHead(Head):
         self._teacher = (FrozenTeacher(made),)  # in a tuple: outside of the module tree, so of checkpoints
         self.maps = nn.ModuleList(_identity(spec.embed_dim) for _ in range(spec.num_layers))
 
-    def forward(self, output: EncoderOutput) -> Tensor:
+    def forward(self, features: EncoderOutput) -> Tensor:
         """The teacher's tokens, prefix first, layers first: (L, B, P + N, D)."""
-        return torch.stack([read(token) for read, token in zip(self.maps, _tokens(output), strict=True)]).float()
+        return torch.stack([read(token) for read, token in zip(self.maps, _tokens(features), strict=True)]).float()
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
         return self._errors(prediction, batch).mean()
 
-    def metrics(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def metrics(self) -> MetricCollection:
         """Share of the variance of the teacher's tokens that is missed, at its first and its last layer."""
+        return MetricCollection({"teacher_first": MeanMetric(), "teacher_last": MeanMetric()}, compute_groups=False)
+
+    def update_metrics(self, metrics: MetricCollection, prediction: Tensor, batch: dict[str, Any]) -> None:
         errors = self._errors(prediction, batch)
-        return {"teacher_first": errors[0], "teacher_last": errors[-1]}
+        for name, error in (("teacher_first", errors[0]), ("teacher_last", errors[-1])):
+            metrics[name].update(error, weight=len(batch["image"]))
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""A task that is one file of a user's own: trained by YAML, monitored, checkpointed, reported and planned."""
+
+import json
+from pathlib import Path
+
+import pytest
+import toy_task
+import yaml
+
+RECIPE = """
+model:
+  class_path: toy_task.MeanColorTask
+  init_args:
+    source:
+      class_path: EncoderSource
+      init_args: {encoder: {class_path: SceneViT}, layers: 2}
+    heads: [{class_path: toy_task.MeanColorHead}]
+    optimizer: {class_path: FusedAdamW, init_args: {lr: 1.0e-2}}
+data:
+  class_path: Scenes
+  init_args: {size: 32, train_length: 32, val_length: 8, test_length: 8, batch_size: 8, num_workers: 0}
+trainer: {accelerator: cpu, max_epochs: 6, log_every_n_steps: 1, enable_progress_bar: false}
+ema: null
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_the_task_is_one_short_file():
+    assert len(Path(toy_task.__file__).read_text().splitlines()) <= 60
+
+
+def test_it_is_trained_by_yaml_monitored_checkpointed_and_reported(recipe, uniflow, tmp_path):
+    run = tmp_path / "run"
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run)).code == 0
+    assert {"best.ckpt", "last.ckpt", "config.yaml"} <= {path.name for path in run.iterdir()}
+    assert not (run / "tokenizer").exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["class_path"] == "toy_task.MeanColorTask"
+    first = uniflow("test", "-c", str(run / "config.yaml"), "--run", str(run))  # as built
+    untrained = json.loads((run / "test_results.json").read_text())["test/mean_color_rmse"]
+    last = uniflow("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
+    assert first.code == last.code == 0
+    results = json.loads((run / "test_results.json").read_text())
+    assert results["test/mean_color_rmse"] < 0.7 * untrained
+    assert 0 <= results["test/probe"] <= 1
+    report = tmp_path / "report"
+    assert uniflow("report", str(run), "--out", str(report)).code == 0
+    assert "mean_color_rmse" in (report / "results.csv").read_text()
+
+
+def test_it_resumes(recipe, uniflow, tmp_path):
+    run = tmp_path / "run"
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--trainer.max_epochs", "2").code == 0
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--ckpt_path", "last").code == 0
+
+
+def test_it_is_planned(recipe, uniflow, tmp_path):
+    out = tmp_path / "plan.json"
+    result = uniflow("plan", "-c", str(recipe), "--json", str(out))
+    assert result.code == 0, result.err
+    plan = json.loads(out.read_text())
+    names = {part["name"]: part for part in plan["parts"]}
+    assert set(names) == {"source", "mean_color"}
+    assert names["source"]["trained"] == 0
+    assert names["source"]["forward_gflop"] == names["source"]["training_gflop"] > 0
+    assert names["mean_color"]["trained"] > 0

@@ -1,0 +1,52 @@
+"""Base class of heads: features -> a prediction, its loss and its metrics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from uniflow.core.specs import EncoderOutput
+
+
+class Head(nn.Module, ABC):
+    """Predicts one thing from features. A subclass takes the `FeatureSpec` of the features first.
+
+    Attributes:
+        name: of the head, in the names of its losses and metrics.
+        labels: what the head needs in a batch besides "image"; empty if it needs no labels.
+        weight: factor on the head's loss.
+
+    Args:
+        weight: factor on the head's loss, at least 0.
+
+    Raises:
+        ValueError: if the weight is negative.
+    """
+
+    name: ClassVar[str]
+    labels: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"{type(self).__name__}.weight must not be negative, got {weight}")
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, features: EncoderOutput) -> Tensor:
+        """The prediction in float32, from features in float32."""
+
+    @abstractmethod
+    def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
+        """A scalar, not yet weighted."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """New metrics for one evaluation. They are computed over the whole split and over all processes."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: MetricCollection, prediction: Tensor, batch: dict[str, Any]) -> None:
+        """Feed one batch to what `metrics` gave."""
