@@ -31,6 +31,19 @@ def recipe(tmp_path_factory):
     return path
 
 
+def test_the_page_shows_this_very_file():
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    assert Path(toy_task.__file__).read_text() in page
+
+
+def test_the_recipe_of_the_page_trains(uniflow, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    (tmp_path / "recipe.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    options = ["--trainer.max_steps", "2", "--data.train_length", "64", "--trainer.limit_val_batches", "1"]
+    result = uniflow("fit", "-c", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"), *options)
+    assert result.code == 0, result.err
+
+
 def test_the_task_is_one_short_file():
     assert len(Path(toy_task.__file__).read_text().splitlines()) <= 60
 

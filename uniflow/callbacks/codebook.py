@@ -67,7 +67,7 @@ class CodebookUsage(Callback):
             self._counts = torch.zeros(size, dtype=torch.int64, device=pl_module.device)
 
     def _watch(self, pl_module: LightningModule) -> None:
-        """Count the indices of the next forward pass: the batch's. Later ones are of pictures and probes."""
+        """Count the indices of the next forward pass: the batch's. Later passes are for images and probes."""
         bottleneck = _discrete(pl_module)
         if bottleneck is not None:
             self._unwatch()

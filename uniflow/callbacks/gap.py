@@ -26,7 +26,7 @@ class TeacherGap(Callback):
 
     Features are mean patch tokens, of every block for CKA and of the last for classification, and mean latents. The
     images are those with the smallest `image_digests`, and equal ones count once: no number depends on batch size,
-    order or number of processes. Labels are integers from 0 in "label", (B,); without such there is no classification.
+    order or number of processes. Labels are integers from 0 in "label", (B,); without them nothing is classified.
 
     Validation takes what the task has computed, without another pass of a network:
 

@@ -28,7 +28,7 @@ class Monitor(Callback):
         self._restart()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()  # time spent in validation is no training time
+        self._restart()  # time spent in validation does not count
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if is_logged_step(trainer):

@@ -53,7 +53,7 @@ class Preemption(Checkpoint):
         known = signal.Signals.__members__
         names = [name for name in ("SIGTERM", "SIGUSR1") if name in known] if signals is None else signals
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"Preemption.signals: {unknown[0]!r} is no signal of this system; SIGTERM is one")
+            raise ValueError(f"Preemption.signals: {unknown[0]!r} is not a signal of this system; SIGTERM is one")
         if check_every is not None and check_every < 1:
             raise ValueError(f"Preemption.check_every must be at least 1, got {check_every}")
         self.signals = [known[name] for name in names]

@@ -27,7 +27,7 @@ class LatentStatistics(Callback):
 
     Args:
         split: whose images are measured, "val" or "test".
-        max_images: at most so many images over all processes, the first ones; None takes all, 0 measures nothing.
+        max_images: largest number of images over all processes, the first ones; None takes all, 0 measures nothing.
 
     Raises:
         ValueError: for another split or a negative number.

@@ -47,24 +47,24 @@ def judge_batch(
 
     Args:
         evaluation: takes the numbers; the batch becomes its current one.
-        tokenizer: its decoder paints.
+        tokenizer: its decoder reconstructs.
         images: the originals (B, 3, H, W), uint8 or float in [0, 1].
         latents: what the tokenizer made of them.
         steps: numbers of sampler steps to judge.
         names: file names or the like.
 
     Returns:
-        What the first number of steps painted, (B, 3, H, W) in [0, 1], float32.
+        The reconstructions with the first number of steps, (B, 3, H, W) in [0, 1], float32.
     """
     originals = to_unit_range(images)
     height, width = images.shape[-2:]
     digests = image_digests(images)
     evaluation.add_originals(originals, digests, names)
-    painted = []
+    reconstructions = []
     for suffix, decoded in decodings(tokenizer, latents, digests, steps, evaluation.protocol.noise_seed):
-        painted.append(decoded[..., :height, :width])
-        evaluation.add(painted[-1], suffix)
-    # What the coarsest picture of the same grid reaches: each patch painted in its mean colour.
+        reconstructions.append(decoded[..., :height, :width])
+        evaluation.add(reconstructions[-1], suffix)
+    # The coarsest image of the same grid: each patch in its mean colour.
     coarse = patch_means(tokenizer.pad(originals), tokenizer.patch_size)[..., :height, :width]
     evaluation.add_values("psnr_patch_mean", psnr(coarse, originals))
-    return painted[0]
+    return reconstructions[0]

@@ -1,4 +1,4 @@
-"""Heads that need no labels: the picture itself read from early layers, and a trained encoder's hidden states."""
+"""Heads that need no labels: the image itself read from early layers, and the hidden states of a trained encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uniflow.layers.cpu import fuse_attention
 class PatchHead(Head):
     """The pixels of each patch, read linearly from its token at some layers: logarithm of the mean squared error.
 
-    It makes early layers keep the picture. The logarithm presses on until the picture is there, whatever its contrast:
+    It makes early layers keep the image. The logarithm presses on until the image is there, whatever its contrast:
     1 dB counts the same at 20 as at 30 dB.
 
     Args:

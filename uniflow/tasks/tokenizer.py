@@ -133,7 +133,7 @@ class TokenizerTask(Task):
         make_encoder, make_bottleneck, make_decoder = self._factories
         encoder = make_encoder()
         bottleneck = make_bottleneck(encoder.spec)
-        # Outside the module tree: a teacher is no part of a checkpoint, of the optimizer or of a sharded student.
+        # Outside the module tree: the teacher does not belong to checkpoints, the optimizer or a sharded student.
         object.__setattr__(self, "teacher", FrozenTeacher(encoder))
         self.tokenizer = Tokenizer(encoder, bottleneck, make_decoder(bottleneck.spec))
         if self.latent_feature_weight > 0:
@@ -188,8 +188,8 @@ class TokenizerTask(Task):
         student = self.tokenizer.encoder(images)
         latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        painted, on_pixels = self.decoder_losses(latents, to_unit_range(images))
-        terms |= {name: self.reconstruction_weight * loss for name, loss in painted.items()} | on_pixels
+        of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+        terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
         needs_teacher = self.encoder_is_trained and (distills or self.feature_head is not None)
@@ -215,14 +215,14 @@ class TokenizerTask(Task):
         """
         if not self.pixel_losses:
             return self.tokenizer.decoder.loss(latents, images), {}
-        painted, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
+        of_decoder, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
         on_pixels: dict[str, Tensor] = {}
         for pixel_loss in self.pixel_losses:
             losses = pixel_loss(estimate, images)
-            if twice := losses.keys() & (painted.keys() | on_pixels.keys()):
+            if twice := losses.keys() & (of_decoder.keys() | on_pixels.keys()):
                 raise ValueError(f"pixel_losses: {type(pixel_loss).__name__} gives a second loss named {min(twice)!r}")
             on_pixels |= losses
-        return painted, on_pixels
+        return of_decoder, on_pixels
 
     def latent_feature_loss(self, latents: Tensor, teacher: EncoderOutput) -> Tensor:
         """Mean squared error of the teacher's normalised last hidden state as read from the latents (B, C, h, w)."""
