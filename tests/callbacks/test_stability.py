@@ -87,11 +87,13 @@ def test_the_last_loss_before_validation_and_before_the_end_is_looked_at(tmp_pat
     assert len(images) == 3
 
 
-def test_losses_between_checks_pass(tmp_path):
+def test_losses_between_checks_pass_until_weights_are_saved(tmp_path):
     Breaking.calls = 0
     task = tiny_task(decoder=partial(Breaking, **SIZES))
-    _, losses = fit(task, tiny_scenes(), tmp_path, callbacks=[Stability(check_every=8)], steps=3)
-    assert len(losses) == 3
+    recorder = Recorder()
+    with pytest.raises(NonFiniteLossError, match="weights.* are not finite after step 3"):  # at the end at the latest
+        fit(task, tiny_scenes(), tmp_path, callbacks=[recorder, Stability(check_every=8)], steps=3)
+    assert len(recorder.images) == 3
     with pytest.raises(ValueError, match="check_every"):
         Stability(check_every=0)
 
@@ -100,3 +102,50 @@ def test_after_a_good_run_the_module_is_as_before(tmp_path):
     task = tiny_task()
     fit(task, tiny_scenes(), tmp_path, callbacks=[Stability(at_once=False)], steps=2)
     assert not task._state_dict_pre_hooks
+
+
+class BreakingGradients(RegressionDecoder):
+    """Its third loss is finite, and its gradients are not."""
+
+    calls = 0
+
+    def loss(self, latents, images):
+        type(self).calls += 1
+        [(name, value)] = super().loss(latents, images).items()
+        if type(self).calls == 3:
+            value = value + (value - value.detach()).abs().sqrt()  # 0, with an infinite slope
+        return {name: value}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_gradients_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(tmp_path, at_once):
+    BreakingGradients.calls = 0
+    task = tiny_task(decoder=partial(BreakingGradients, **SIZES))
+    every_step = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1, save_on_exception=True)
+    with pytest.raises(NonFiniteLossError, match="gradient norm is nan at step 2"):
+        fit(task, tiny_scenes(), tmp_path, callbacks=[Stability(at_once=at_once), every_step], steps=6,
+            enable_checkpointing=True)  # fmt: skip
+    saved = sorted(tmp_path.glob("*.ckpt"))
+    assert saved
+    assert all(finite(path) for path in saved)
+    assert (tmp_path / "nonfinite_batch_rank0.pt").is_file()
+
+
+class Spoiling(Callback):
+    """Makes one weight infinite after the second step, whatever loss and gradients were."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 2:
+            with torch.no_grad():
+                pl_module.tokenizer.bottleneck.fc1.bias[0] = float("inf")
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, steps):
+    task = tiny_task()
+    last = ModelCheckpoint(tmp_path, "last", every_n_train_steps=1, enable_version_counter=False)
+    with pytest.raises(NonFiniteLossError):
+        fit(task, tiny_scenes(), tmp_path, callbacks=[Spoiling(), Stability(check_every=9), last], steps=steps,
+            enable_checkpointing=True)  # fmt: skip
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert finite(tmp_path / "last.ckpt")

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from uniflow.layers.precision import full_dtype
 from uniflow.sharding.shard import local, reshard
 
 
@@ -15,7 +16,8 @@ class EMA(Callback):
     """Averages the trained parameters after each optimizer step; validation, test and export use the average.
 
     avg <- d avg + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n steps, so that a short run is not stuck
-    with its start. The average lives in the checkpoint under "ema", by parameter name.
+    with its start. Averages are kept in float32 at least: in bfloat16 a step of the average would be rounded away. They
+    are in the checkpoint under "ema", by parameter name.
 
     Args:
         decay: between 0 (no averaging: the callback does nothing) and 1.
@@ -49,7 +51,7 @@ class EMA(Callback):
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
                 source = loaded.get(name, parameter.detach())
-                self.average[name] = source.to(parameter.device, parameter.dtype, copy=True)
+                self.average[name] = source.to(parameter.device, full_dtype(parameter.dtype), copy=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
@@ -62,7 +64,9 @@ class EMA(Callback):
             return
         self._last_step = trainer.global_step
         decay = min(self.decay, (1 + trainer.global_step) / (10 + trainer.global_step))
-        torch._foreach_lerp_(local(self.average.values()), local(self._parameters(pl_module)), 1 - decay)
+        averages = local(self.average.values())
+        weights = [w.to(a.dtype) for w, a in zip(local(self._parameters(pl_module)), averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(pl_module)

@@ -13,8 +13,9 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
-from uniflow.core.exit_codes import REQUEUE
+from uniflow.core.exit_codes import INTERRUPTED, REQUEUE
 from uniflow.training.trainer import is_dry_run
 
 
@@ -31,7 +32,9 @@ class Preempted(Exception):
 
 
 class Preemption(Checkpoint):
-    """On SIGTERM or SIGUSR1, writes RUN/last.ckpt at the end of the running step and raises `Preempted`.
+    """On SIGTERM, SIGUSR1 or Ctrl-C, writes RUN/last.ckpt at the end of the running step and raises `Preempted`.
+
+    Ctrl-C a second time stops at once and saves nothing.
 
     A signal to any process stops all of them after the same step. It is looked for after an optimizer step and after
     a validation; the last step of a run is not interrupted. The checkpoint is one of mid-epoch, from which training
@@ -41,7 +44,7 @@ class Preemption(Checkpoint):
     middle of a step and requeue a SLURM job by themselves, have no say. The job script requeues, by the exit code.
 
     Args:
-        signals: names of the signals; None is SIGTERM and, where the system has it, SIGUSR1.
+        signals: names of the signals; None is SIGINT (Ctrl-C), SIGTERM and, where the system has it, SIGUSR1.
         check_every: steps between the checks in which processes agree; with several processes each check is an
             all-reduce of one number. None is each step where no device has to be waited for, else every tenth.
 
@@ -51,7 +54,7 @@ class Preemption(Checkpoint):
 
     def __init__(self, signals: list[str] | None = None, check_every: int | None = None) -> None:
         known = signal.Signals.__members__
-        names = [name for name in ("SIGTERM", "SIGUSR1") if name in known] if signals is None else signals
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in known] if signals is None else signals
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"Preemption.signals: {unknown[0]!r} is not a signal of this system; SIGTERM is one")
         if check_every is not None and check_every < 1:
@@ -60,6 +63,9 @@ class Preemption(Checkpoint):
         self.check_every = check_every
         self._received: signal.Signals | None = None
         self._step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._received = None
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen(trainer)
@@ -91,6 +97,10 @@ class Preemption(Checkpoint):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            if self._received == signal.SIGINT:
+                raise KeyboardInterrupt
+            rank_zero_info("Ctrl-C: stopping after this step, the state is saved; Ctrl-C again stops at once")
         self._received = signal.Signals(number)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
@@ -101,9 +111,11 @@ class Preemption(Checkpoint):
             return
         path = Path(trainer.default_root_dir) / "last.ckpt"
         trainer.save_checkpoint(path)
-        name = signal.Signals(int(asked.item())).name
-        message = f"stopped by {name} after step {trainer.global_step}; go on with --ckpt_path {path}, or auto"
-        raise Preempted(message, 0 if _started_by_lightning(trainer) else REQUEUE)
+        received = signal.Signals(int(asked.item()))
+        name = "Ctrl-C" if received == signal.SIGINT else received.name
+        message = f"stopped by {name} after step {trainer.global_step}; the state is saved in {path}"
+        code = INTERRUPTED if received == signal.SIGINT else REQUEUE
+        raise Preempted(message, 0 if _started_by_lightning(trainer) else code)
 
 
 def _finished(trainer: Trainer) -> bool:
