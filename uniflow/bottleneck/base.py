@@ -21,7 +21,6 @@ class Bottleneck(Part):
         codebook_size: entries of each codebook; None if the latents are continuous.
         num_codebooks: codebooks K, so indices of one latent; None if the latents are continuous.
         start_scale: standard deviation of the latents, before any quantisation, that a regression start aims at.
-        entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     spec: LatentSpec

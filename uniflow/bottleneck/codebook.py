@@ -56,8 +56,9 @@ class Codebook(nn.Module):
         if learnable and cosine:
             raise ValueError(f"{user} has no learnable codebook with cosine: choose one of the two")
         self.commitment_weight = commitment_weight
+        self.user = user
         self.learnable = learnable
-        self.writes_parameters = learnable and (kmeans_init or dead_code_threshold > 0)
+        self.writes_entries = learnable and (kmeans_init or dead_code_threshold > 0)
         self.cosine = cosine
         self.processes = _processes()
         self.quantizer = import_library(user).VectorQuantize(
@@ -75,6 +76,18 @@ class Codebook(nn.Module):
             commitment_weight=0.0,
             rotation_trick=False,
         )
+
+    def check_shardable(self) -> None:
+        """Do nothing if only the optimizer writes the entries.
+
+        Raises:
+            ValueError: if training writes entries that are a parameter: it would reach the gathered copies only.
+        """
+        if self.writes_entries:
+            raise ValueError(
+                f"{self.user} writes entries of its learnable codebook in training, which sharding would lose: set "
+                "learnable to false, or kmeans_init to false and dead_code_threshold to 0, or trainer.strategy to ddp"
+            )
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of training.

@@ -68,6 +68,9 @@ class VQBottleneck(QuantizedBottleneck):
             dead_code_threshold=dead_code_threshold,
         )
 
+    def check_shardable(self) -> None:
+        self.codebook.check_shardable()
+
     def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.codebook(tokens)
 
@@ -145,6 +148,9 @@ class MultiVQBottleneck(QuantizedBottleneck):
             )
             for _ in range(num_codebooks)
         )
+
+    def check_shardable(self) -> None:
+        self.codebooks[0].check_shardable()  # all have the same settings
 
     def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms: list[dict[str, Tensor]] = []

@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from uniflow.core.errors import one_line
 from uniflow.core.imports import class_path, import_part
@@ -18,16 +18,22 @@ from uniflow.core.specs import EncoderSpec, LatentSpec
 
 
 class Part(nn.Module, ABC):
-    """Base class of encoders, bottlenecks and decoders.
+    """Base class of encoders, bottlenecks, decoders and pixel losses.
 
     A part's constructor takes plain values (numbers, strings, booleans, lists, dataclasses of them) besides the spec of
     the part before it. They are recorded as `init_args`, and `part_config` turns them into the `class_path` /
-    `init_args` form that LightningCLI's YAML uses as well.
+    `init_args` form that LightningCLI's YAML also uses.
+
+    Attributes:
+        init_args: the arguments that the part was built with, by name, defaults included.
+        earlier_defaults: arguments that are new or have a new default: the values that a saved config stands for if it
+            does not name them.
+        entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     init_args: dict[str, Any]
-    # Arguments whose default has changed, or that are new: what a saved config that does not name them was made with.
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}
+    entry_points: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         self = super().__new__(cls)
@@ -47,20 +53,48 @@ class Part(nn.Module, ABC):
     def record_defaults(self, base: type[Part]) -> None:
         """Record the defaults of `base`'s constructor for arguments that came here as `**kwargs` or not at all.
 
-        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does.
+        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does. Arguments
+        that this class's constructor does not take are skipped.
         """
-        own = inspect.signature(type(self).__init__).parameters
+        own, taken = inspect.signature(type(self).__init__).parameters, constructor_arguments(type(self))
         for name, parameter in inspect.signature(base.__init__).parameters.items():
-            if parameter.default is not inspect.Parameter.empty and name not in own:
+            if parameter.default is not inspect.Parameter.empty and name not in own and name in taken:
                 self.init_args.setdefault(name, parameter.default)
 
     def record_resolved(self, **values: Any) -> None:
         """Record what arguments that may be null stand for, so that what is saved does not change when a default does.
 
-        Values that this class's constructor does not take as arguments are passed over.
+        Arguments that this class's constructor does not take are skipped.
         """
         taken = constructor_arguments(type(self))
         self.init_args |= {name: value for name, value in values.items() if name in taken}
+
+    @classmethod
+    def plain_state(
+        cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a saved tokenizer holds of a trained part: both as they are, unless a subclass saves a simpler part.
+
+        A class method: a checkpoint is made plain before its parts are built.
+
+        Args:
+            arguments: the part's `init_args` as plain values, from a file that may hold anything.
+            tensors: its state dict; not changed.
+
+        Returns:
+            Arguments and state dict of a part that computes the same.
+
+        Raises:
+            ValueError: if the two do not fit together.
+        """
+        return dict(arguments), dict(tensors)
+
+    def check_shardable(self) -> None:
+        """Do nothing if FSDP2 can shard the part, as by default; override this if it cannot.
+
+        Raises:
+            ValueError: saying why not, and what to set instead.
+        """
 
 
 PartT = TypeVar("PartT", bound=Part)

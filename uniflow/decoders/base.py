@@ -21,8 +21,6 @@ class PixelDecoder(Part):
 
     Attributes:
         spec: channels and patch size of the latents.
-        entry_points: methods besides `forward` through which others use the decoder's parameters; sharding gathers
-            them there.
         shortcut: a linear path from latents to pixels, or None; optional.
         last_layer: name of the layer that ends the rest of the network: with zeros there the shortcut paints alone.
     """

@@ -1,16 +1,17 @@
-"""The door of every encoder: pixels in, the hidden state of every block out."""
+"""Base class of encoders: pixels in, the hidden state of every block out."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from uniflow.core.part import Part
+from uniflow.core.part import Part, constructor_arguments
 from uniflow.core.specs import EncoderOutput, EncoderSpec
-from uniflow.encoders.lora import add_adapters
+from uniflow.encoders.lora import add_adapters, merge_part
 from uniflow.layers.precision import full_dtype
 
 __all__ = ["EncoderOutput", "Tune", "VisionEncoder", "set_trainable"]
@@ -21,12 +22,31 @@ Tune = Literal["full", "frozen", "lora"] | int
 class VisionEncoder(Part):
     """Base class of encoders: RGB pixels -> the hidden state of every transformer block.
 
-    A subclass sets `spec` in its constructor and implements `forward`. If its constructor takes an argument named
-    `weights`, a tokenizer that is loaded from a checkpoint passes None for it, and nothing is fetched. If it takes
-    `tune` and the arguments of `lora_arguments`, it is saved with merged weights, as if `tune` had been `full`.
+    A subclass sets `spec` in its constructor and implements `forward`. If its constructor takes `tune` and the
+    arguments of `lora_arguments`, it is saved with merged weights, as if `tune` had been `full`.
     """
 
     spec: EncoderSpec
+
+    @classmethod
+    def unloaded_arguments(cls) -> dict[str, Any]:
+        """Arguments with which the constructor reads and fetches no weights; a saved tokenizer is rebuilt with them.
+
+        By default `weights` is None if the constructor takes an argument of that name. Override this if weights come in
+        by another argument.
+        """
+        return {"weights": None} if "weights" in constructor_arguments(cls) else {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub name of the weights that the encoder started from, for the model card; None if there is none."""
+        return None
+
+    @classmethod
+    def plain_state(
+        cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return merge_part(arguments, tensors)
 
     @abstractmethod
     def forward(self, images: Tensor) -> EncoderOutput:
@@ -39,7 +59,7 @@ class VisionEncoder(Part):
             The hidden states of all blocks.
 
         Raises:
-            ValueError: if H or W is no multiple of the patch size, or the images are not RGB.
+            ValueError: if H or W is not a multiple of the patch size, or the images are not RGB.
         """
 
     def normalize(self, images: Tensor) -> Tensor:

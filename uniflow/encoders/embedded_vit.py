@@ -66,3 +66,7 @@ class EmbeddedViT(TimmEncoder):
             **timm,
         )
         self.record_defaults(TimmEncoder)
+
+    @property
+    def base_model(self) -> None:
+        """None: the packaged weights are on no hub."""

@@ -102,6 +102,25 @@ def plain_copy(module: ModuleT) -> ModuleT:
     return copy.deepcopy(module, memo)
 
 
+def merge_part(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`merge_adapters` of an encoder whose `tune` is `lora`, and its arguments with `tune` `full`; others as they are.
+
+    Args:
+        arguments: the encoder's `init_args`, from a file that may hold anything.
+        tensors: its state dict; not changed.
+
+    Raises:
+        ValueError: if `lora_alpha` is not a number, or adapters and layers do not fit.
+    """
+    if arguments.get("tune") != "lora":
+        return dict(arguments), dict(tensors)
+    alpha = arguments.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
+    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
+    return plain | {"tune": "full"}, merge_adapters(tensors, alpha)
+
+
 def merge_adapters(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
     """A state dict with the adapters in it merged into plain weights under plain names; peft is not needed.
 

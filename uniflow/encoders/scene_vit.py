@@ -80,3 +80,7 @@ class SceneViT(TimmEncoder):
             **timm,
         )
         self.record_defaults(TimmEncoder)
+
+    @property
+    def base_model(self) -> None:
+        """None: the packaged weights are on no hub."""

@@ -119,6 +119,11 @@ class TimmEncoder(VisionEncoder):
         return {}
 
     @property
+    def base_model(self) -> str | None:
+        """Hub name of timm's weights. A subclass for which `pretrained` means other weights overrides it."""
+        return self.model.pretrained_cfg.get("hf_hub_id") if self.init_args.get("weights") == "pretrained" else None
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, first to last."""
         return self.model.blocks

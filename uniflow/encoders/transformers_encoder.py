@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class TransformersEncoder(VisionEncoder):
     ) -> None:
         super().__init__()
         lora = lora_arguments(tune, lora_rank, lora_alpha, lora_targets)
-        self.init_args |= lora  # as they are today, should a default change
+        self.record_resolved(**lora)  # as they are today, should a default change
         _require_transformers()
         # With a config given, and no weights wanted of it, `name` is no more than a name.
         name, offline = str(name), weights is None or (config is not None and weights != "pretrained")
@@ -77,9 +78,15 @@ class TransformersEncoder(VisionEncoder):
         source = name if weights in (None, "pretrained") else str(weights)
         self.model = build_tower(tower, self._family, tensors, repr(source))
         self.spec = tower_spec(tower, self._family, len(self.blocks), triple(mean, "mean"), triple(std, "std"))
-        self.init_args |= {"config": plain_config(tower), "mean": self.spec.mean, "std": self.spec.std}
+        self.record_resolved(config=plain_config(tower), mean=self.spec.mean, std=self.spec.std)
         set_trainable(self.model, self.blocks, tune, **lora)
         self.set_gradient_checkpointing(gradient_checkpointing)
+
+    @property
+    def base_model(self) -> str | None:
+        name = self.init_args.get("name")
+        on_hub = self.init_args.get("weights") == "pretrained" and name is not None and not Path(name).exists()
+        return str(name) if on_hub else None
 
     @property
     def blocks(self) -> nn.ModuleList:

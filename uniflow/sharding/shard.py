@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from uniflow.core.part import Part
 from uniflow.layers.blocks import find_blocks
 
 
@@ -58,19 +59,16 @@ def shard(part: nn.Module, sharding: Sharding) -> None:
         sharding: how.
 
     Raises:
-        ValueError: for a part that writes its parameters itself, which would reach the gathered copies only.
+        ValueError: if the part says that it cannot be sharded.
     """
-    if any(getattr(module, "writes_parameters", False) for module in part.modules()):
-        raise ValueError(
-            f"{type(part).__name__} writes entries of its learnable codebook in training, which sharding would lose: "
-            "set learnable to false, or kmeans_init to false and dead_code_threshold to 0, or trainer.strategy to ddp"
-        )
+    if isinstance(part, Part):
+        part.check_shardable()
     if isinstance(part, FSDPModule) or next(part.parameters(), None) is None:
         return
     for block in find_blocks(part):
         sharding.apply(block, reshard_after_forward=sharding.reshard_after_forward)
     sharding.apply(part)
-    for name in getattr(part, "entry_points", ()):
+    for name in part.entry_points if isinstance(part, Part) else ():
         _register(part, name)
 
 

@@ -66,7 +66,7 @@ def model_card(parts: Parts, recipe: Mapping[str, Any] | None, results: Mapping[
         library_name="uniflow",
         pipeline_tag="image-feature-extraction",
         tags=["uniflow", "visual-tokenizer", "image-reconstruction"],
-        base_model=base_model(parts[0]),
+        base_model=parts[0].base_model,
     )
     named = dict(zip(("encoder", "bottleneck", "decoder"), parts, strict=True))
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in named.items()}
@@ -82,20 +82,6 @@ def model_card(parts: Parts, recipe: Mapping[str, Any] | None, results: Mapping[
         results="Not measured." if results is None else _results(results),
     )
     return f"---\n{header.to_yaml()}\n---\n{body}"
-
-
-def base_model(encoder: VisionEncoder) -> str | None:
-    """The hub's name of the weights that the encoder started from, where its arguments tell."""
-    arguments = encoder.init_args
-    if arguments.get("weights") != "pretrained":
-        return None
-    name = arguments.get("name")
-    if isinstance(name, str) and "/" in name:  # of transformers: a name on the hub, or a folder
-        return None if Path(name).exists() else name
-    # timm's pretrained weights have a size of their own; an encoder of another size had them from elsewhere.
-    sizes = ("depth", "embed_dim", "num_heads", "patch_size", "image_size", "mlp_ratio")
-    timm_config = getattr(getattr(encoder, "model", None), "pretrained_cfg", {})
-    return None if any(arguments.get(size) is not None for size in sizes) else timm_config.get("hf_hub_id")
 
 
 def write_card(directory: Path, card: str) -> None:

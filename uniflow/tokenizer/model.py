@@ -15,7 +15,7 @@ from torch import Tensor
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
-from uniflow.core.part import build_part, constructor_arguments, part_config
+from uniflow.core.part import build_part, own_class, part_config
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.pretrained import packaged
@@ -23,17 +23,19 @@ from uniflow.tokenizer.card import model_card, write_card
 from uniflow.tokenizer.latent_statistics import NormalizedLatents
 from uniflow.tokenizer.official import read_official, write_official
 from uniflow.tokenizer.saving import (
+    FORMAT,
+    PART_BASES,
     AllocationLimit,
     fetch_directory,
     load_strictly,
+    part_classes,
     read_checkpoint,
     read_directory,
+    without_adapters,
     write_directory,
 )
 from uniflow.tokenizer.tiling import decode_tiled
 from uniflow.version import __version__
-
-FORMAT = 1
 
 
 class Tokenizer(NormalizedLatents, ModelHubMixin):
@@ -228,18 +230,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             ValueError: if a part is missing, cannot be imported, or does not take its arguments, or if the latent
                 statistics do not fit the latents.
         """
-        if config.get("format") != FORMAT:
-            raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
-        for part in ("encoder", "bottleneck", "decoder"):
-            if not isinstance(config.get(part), Mapping):
-                raise ValueError(f"the tokenizer's config names no {part}")
-        encoder_class = import_part(config["encoder"], VisionEncoder)
-        import_part(config["bottleneck"], Bottleneck)
-        import_part(config["decoder"], PixelDecoder)
-        takes_weights = "weights" in constructor_arguments(encoder_class)
-        encoder = build_part(config["encoder"], VisionEncoder, **({"weights": None} if takes_weights else {}))
-        if takes_weights:  # where the weights once came from stays on record
-            encoder.init_args["weights"] = config["encoder"].get("init_args", {}).get("weights")
+        part_classes(config)  # all are checked before the first is built
+        encoder = _build_unloaded(config["encoder"])
         bottleneck = build_part(config["bottleneck"], Bottleneck, encoder.spec)
         tokenizer = cls(encoder, bottleneck, build_part(config["decoder"], PixelDecoder, bottleneck.spec))
         tokenizer.load_latent_statistics(config)
@@ -278,7 +270,10 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         if config is not None:
             raise TypeError("a tokenizer is saved with its own config: leave the argument config out")
         directory, card = Path(save_directory), self.generate_model_card(**(model_card_kwargs or {}))
-        write_directory(directory, self.config(), self.state_dict() if state_dict is None else state_dict)
+        tensors = self.state_dict() if state_dict is None else state_dict
+        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        classes = {name: own_class(part) for name, part in zip(PART_BASES, self.parts, strict=True)}
+        write_directory(directory, *without_adapters(self.config(), on_cpu, classes))
         write_card(directory, str(card))
         if not push_to_hub:
             return None
@@ -359,8 +354,19 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         config, tensors = read_directory(place) if place.is_dir() else read_checkpoint(place)
         try:
             with AllocationLimit(place):
+                config, tensors = without_adapters(config, tensors)
+            with AllocationLimit(place):
                 tokenizer = cls.from_config(config)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error
         load_strictly(tokenizer, tensors, place)
         return tokenizer.eval()
+
+
+def _build_unloaded(config: Mapping[str, Any]) -> VisionEncoder:
+    """The encoder that `config` describes, with random weights."""
+    unloaded = import_part(config, VisionEncoder).unloaded_arguments()
+    encoder = build_part(config, VisionEncoder, **unloaded)
+    given = config.get("init_args", {})
+    encoder.init_args |= {name: given.get(name) for name in unloaded}  # where the weights came from stays on record
+    return encoder

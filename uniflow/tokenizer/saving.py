@@ -21,22 +21,27 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from uniflow.bottleneck import Bottleneck
 from uniflow.core.errors import one_line
-from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters
+from uniflow.core.imports import import_part
+from uniflow.core.part import Part
+from uniflow.decoders.base import PixelDecoder
+from uniflow.encoders.base import VisionEncoder
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta
 from uniflow.sharding.checkpoint import read_tensors as sharded_tensors
 
+FORMAT = 1
+PART_BASES: dict[str, type[Part]] = {"encoder": VisionEncoder, "bottleneck": Bottleneck, "decoder": PixelDecoder}
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
 def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer's two files into `directory`, which is made if need be; adapters are merged."""
+    """Write a tokenizer's two files into `directory`, which is made if needed."""
     directory.mkdir(parents=True, exist_ok=True)
-    config, merged = without_adapters(config, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-    plain = {name: tensor.contiguous() for name, tensor in merged.items()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
-    save_file(plain, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
+    save_file(contiguous, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
     (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
     # safetensors makes files that only their owner can read; others get the rights that any new file has.
     shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
@@ -44,28 +49,44 @@ def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping
         os.replace(directory / f".{name}", directory / name)
 
 
+def part_classes(config: Mapping[str, Any]) -> dict[str, type[Part]]:
+    """The classes of the parts that a tokenizer's `config` names, by name of the part; none is instantiated.
+
+    Raises:
+        ValueError: if the config is of another format, or a part is missing or cannot be imported.
+    """
+    if config.get("format") != FORMAT:
+        raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
+    for name in PART_BASES:
+        if not isinstance(config.get(name), Mapping):
+            raise ValueError(f"the tokenizer's config names no {name}")
+    return {name: import_part(config[name], base) for name, base in PART_BASES.items()}
+
+
 def without_adapters(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: Mapping[str, type[Part]] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the plain tokenizer that one with low-rank adapters amounts to; others as they are.
+    """Config and tensors of the tokenizer that is saved: of each part what its `plain_state` gives.
 
     Args:
         config: a tokenizer's `config()`.
         tensors: its state dict; not changed.
+        classes: the class of each part, by name; None imports those that the config names.
 
     Raises:
-        ValueError: if adapters and weights do not fit.
+        ValueError: if a part cannot be imported, or its config and tensors do not fit.
     """
-    encoder = config.get("encoder")
-    arguments = encoder.get("init_args") if isinstance(encoder, Mapping) else None
-    if not isinstance(encoder, Mapping) or not isinstance(arguments, Mapping) or arguments.get("tune") != "lora":
-        return dict(config), dict(tensors)
-    alpha = arguments.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
-    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
-    plain_encoder = {**encoder, "init_args": plain | {"tune": "full"}}
-    return {**config, "encoder": plain_encoder}, merge_adapters(tensors, alpha)
+    config, tensors = dict(config), dict(tensors)
+    for name, cls in (part_classes(config) if classes is None else classes).items():
+        arguments = config[name].get("init_args", {})
+        if not isinstance(arguments, Mapping):
+            continue  # building the part says what is wrong
+        prefix = f"{name}."
+        state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+        plain_arguments, plain_state = cls.plain_state(arguments, state)
+        config[name] = {**config[name], "init_args": plain_arguments}
+        tensors |= {prefix + key: tensor for key, tensor in plain_state.items()}
+    return config, tensors
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
@@ -150,7 +171,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
-    return _plain(read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME), path)
+    return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,7 +203,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of the tokenizer in a checkpoint of `uniflow fit`, a file or, of a sharded run, a folder;
-    averaged weights (EMA) where it has them, adapters merged.
+    averaged weights (EMA) where it has them.
 
     Raises:
         ValueError: if it cannot be read without unpickling, or holds no tokenizer.
@@ -199,7 +220,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
     if not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{path} holds weights that are no tensors")
-    return _plain(config, {name.removeprefix(prefix): value for name, value in weights.items()}, path)
+    return config, {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -214,15 +235,6 @@ def _read_file(path: Path) -> dict[str, Any]:
     if compressed:
         raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
     return checkpoint if isinstance(checkpoint, dict) else {}
-
-
-def _plain(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`without_adapters` of what was read from `path`, which may be anything."""
-    try:
-        with AllocationLimit(path):
-            return without_adapters(config, tensors)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: {one_line(error, 400)}") from error
 
 
 def _is_compressed(path: Path) -> bool:
