@@ -10,11 +10,15 @@ import site
 import sys
 import sysconfig
 from collections.abc import Mapping
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from typing import Any, TypeVar
+
+from uniflow.core.errors import one_line
 
 ClassT = TypeVar("ClassT")
 
+# Entry points of this group name the modules whose classes the command line lists, and takes by their short names.
+PLUGIN_GROUP = "uniflow.plugins"
 # Modules that loading may import besides those of installed packages, separated by commas.
 IMPORT_VARIABLE = "UNIFLOW_IMPORT"
 
@@ -65,6 +69,28 @@ def import_part(config: Mapping[str, Any], base: type[ClassT]) -> type[ClassT]:
     return cls
 
 
+def import_plugins() -> None:
+    """Import the modules that installed packages name as entry points of the group "uniflow.plugins".
+
+    Raises:
+        ImportError: naming the package whose module cannot be imported.
+    """
+    for distribution in distributions(path=_site_directories()):
+        for module in _plugin_modules(distribution):
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a module of someone else raises anything
+                name = distribution.metadata["Name"]
+                raise ImportError(
+                    f"cannot import {module}, a plugin of the installed package {name}: {one_line(error, 400)}; "
+                    f"repair {name} or uninstall it"
+                ) from error
+
+
+def _plugin_modules(distribution: Distribution) -> list[str]:
+    return [entry.module for entry in distribution.entry_points if entry.group == PLUGIN_GROUP]
+
+
 def _may_import(module: str) -> bool:
     named = [name.strip() for name in os.environ.get(IMPORT_VARIABLE, "").split(",") if name.strip()]
     if any(module == name or module.startswith(f"{name}.") for name in ["uniflow", *named]):
@@ -79,6 +105,8 @@ def _installed_packages() -> set[str]:
         if any(re.match(r"uniflow(?![\w.-])", requirement) for requirement in distribution.requires or []):
             listed = (distribution.read_text("top_level.txt") or "").split()
             names.update(listed or (file.parts[0].removesuffix(".py") for file in distribution.files or []))
+            # An editable install may list nothing else.
+            names.update(module.partition(".")[0] for module in _plugin_modules(distribution))
     return names
 
 
