@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.bottleneck.quantized import import_library
+from uniflow.core.distributed import world_size
 from uniflow.layers.precision import without_autocast
 
 
@@ -60,7 +61,7 @@ class Codebook(nn.Module):
         self.learnable = learnable
         self.writes_entries = learnable and (kmeans_init or dead_code_threshold > 0)
         self.cosine = cosine
-        self.processes = _processes()
+        self.processes = world_size()
         self.quantizer = import_library(user).VectorQuantize(
             dim,
             size,
@@ -103,9 +104,9 @@ class Codebook(nn.Module):
         Raises:
             ValueError: if training is distributed, but was not yet when this codebook was made.
         """
-        if _processes() != self.processes:
+        if world_size() != self.processes:
             raise ValueError(
-                f"a codebook made for processes={self.processes} is trained in {_processes()}, where copies would "
+                f"a codebook made for processes={self.processes} is trained in {world_size()}, where copies would "
                 "drift apart: build the model after torch.distributed is initialised"
             )
         with without_autocast(vectors.device):
@@ -130,8 +131,3 @@ class Codebook(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (...) -> entries (..., dim)."""
         return F.embedding(indices, self.quantizer.codebook)
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

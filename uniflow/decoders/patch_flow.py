@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from uniflow.core.specs import LatentSpec
@@ -26,7 +25,7 @@ from uniflow.flow import (
     velocity_to_data,
 )
 from uniflow.layers.adaln import PatchMLP
-from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.grid import Window, cut, image_shape, patchify, to_image, to_tokens, unpatchify
 from uniflow.layers.precision import full_dtype, without_autocast
 
 
@@ -182,7 +181,7 @@ class PatchFlowDecoder(PixelDecoder):
         K is the width; with a shortcut the latents follow, and K is that many channels more.
         """
         tokens = self.global_stage(latents, window)
-        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        return join(self.shortcut, tokens, to_tokens(cut(latents, window)))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., K)."""
@@ -219,11 +218,11 @@ class PatchFlowDecoder(PixelDecoder):
             return None
         # The path is integrated in float32 at least, whatever the latents' type.
         dtype = full_dtype(latents.dtype)
-        return torch.randn(self._image_shape(latents), device=latents.device, dtype=dtype, generator=generator)
+        return torch.randn(image_shape(latents, self.p), device=latents.device, dtype=dtype, generator=generator)
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
         tokens = self.condition(latents, window)
-        return rearrange(tokens, "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
+        return to_image(tokens, cut(latents, window).shape[-2])
 
     def decode_context(
         self,
@@ -233,14 +232,14 @@ class PatchFlowDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        shape, dtype = self._image_shape(context), full_dtype(context.dtype)
+        shape, dtype = image_shape(context, self.p), full_dtype(context.dtype)
         if noise is None:
             noise = self.draw_noise(context, generator)
         if noise is None:
             noise = torch.zeros(shape, device=context.device, dtype=dtype)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise must have the images' shape {shape}, got {tuple(noise.shape)}")
-        condition = rearrange(context, "b c h w -> b (h w) c")
+        condition = to_tokens(context)
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full(x.shape[:-1], t, device=x.device, dtype=x.dtype)
@@ -252,9 +251,6 @@ class PatchFlowDecoder(PixelDecoder):
         times = step_times(self.steps if steps is None else steps, schedule=self.step_schedule, power=self.step_power)
         patches = euler(velocity, patchify(noise.to(dtype), self.p), times)
         return self._paint(patches, (context.shape[-2], context.shape[-1]))
-
-    def _image_shape(self, latents: Tensor) -> tuple[int, ...]:
-        return (latents.shape[0], 3, latents.shape[-2] * self.p, latents.shape[-1] * self.p)
 
     @property
     def p(self) -> int:

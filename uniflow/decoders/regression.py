@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from uniflow.core.specs import LatentSpec
@@ -12,7 +11,7 @@ from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
 from uniflow.layers.adaln import PatchMLP
-from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.grid import Window, cut, patchify, to_image, to_tokens, unpatchify
 from uniflow.layers.precision import full_precision, without_autocast
 
 
@@ -79,7 +78,7 @@ class RegressionDecoder(PixelDecoder):
         return self.decode_context(self.context(latents))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        return rearrange(self._condition(latents, window), "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
+        return to_image(self._condition(latents, window), cut(latents, window).shape[-2])
 
     def decode_context(
         self,
@@ -89,11 +88,11 @@ class RegressionDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self._paint(self._patches(rearrange(context, "b c h w -> b (h w) c")), context)
+        return self._paint(self._patches(to_tokens(context)), context)
 
     def _condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
         tokens = self.global_stage(latents, window)
-        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        return join(self.shortcut, tokens, to_tokens(cut(latents, window)))
 
     def _patches(self, condition: Tensor) -> Tensor:
         """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""

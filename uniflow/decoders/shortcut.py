@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.layers import ExactLinear
-from uniflow.layers.grid import unpatchify
+from uniflow.layers.grid import to_tokens, unpatchify
 
 
 class LinearShortcut(ExactLinear):
@@ -51,7 +50,7 @@ class LinearShortcut(ExactLinear):
 
     def image(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> the whole picture (B, 3, h p, w p) in the target range."""
-        patches = self(rearrange(latents, "b c h w -> b (h w) c"))
+        patches = self(to_tokens(latents))
         return unpatchify(patches, self.patch_size, (latents.shape[-2], latents.shape[-1]))
 
     def solution(self, weight: Tensor, bias: Tensor, error: Tensor) -> dict[str, Tensor]:

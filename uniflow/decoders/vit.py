@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
 from uniflow.decoders.shortcut import join, split
 from uniflow.layers.adaln import zero_linear
-from uniflow.layers.grid import PositionEmbedding, Window, cut, unpatchify
+from uniflow.layers.grid import PositionEmbedding, Window, cut, to_image, to_tokens, unpatchify
 from uniflow.layers.init import preserve_variance_
 from uniflow.layers.precision import full_precision
 
@@ -71,8 +70,8 @@ class ViTDecoder(DirectDecoder):
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
         seen = cut(latents, window)
-        joined = join(self.shortcut, self._tokens(latents, window), rearrange(seen, "b c h w -> b (h w) c"))
-        return rearrange(joined, "b (h w) c -> b c h w", h=seen.shape[-2])
+        joined = join(self.shortcut, self._tokens(latents, window), to_tokens(seen))
+        return to_image(joined, seen.shape[-2])
 
     def decode_context(
         self,
@@ -83,7 +82,7 @@ class ViTDecoder(DirectDecoder):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         grid = (context.shape[-2], context.shape[-1])
-        tokens, latents = split(self.shortcut, rearrange(context, "b c h w -> b (h w) c"))
+        tokens, latents = split(self.shortcut, to_tokens(context))
         pixels = self._pixels(tokens, grid)
         pixels = full_precision(pixels)
         if self.shortcut is not None:
@@ -93,7 +92,7 @@ class ViTDecoder(DirectDecoder):
     def _tokens(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """What the last layer reads, (B, h w, width)."""
         grid, seen = (latents.shape[-2], latents.shape[-1]), cut(latents, window)
-        tokens = self.up(rearrange(seen, "b c h w -> b (h w) c"))
+        tokens = self.up(to_tokens(seen))
         tokens = self.position(tokens, grid, window, self.position.draw_offsets(tokens.shape[0]))
         return self.norm(self.blocks(tokens))
 

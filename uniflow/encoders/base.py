@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.core.part import Part, constructor_arguments
+from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.encoders.lora import add_adapters, merge_part
 from uniflow.layers.precision import full_dtype
@@ -73,8 +74,7 @@ class VisionEncoder(Part):
         if images.shape[-2] % p or images.shape[-1] % p:
             raise ValueError(f"image sides must be multiples of the patch size {p}, got {tuple(images.shape[-2:])}")
         dtype = next(self.parameters()).dtype
-        scale = 1 if images.is_floating_point() else 255
-        images = images.to(full_dtype(dtype)) / scale
+        images = to_unit_range(images, full_dtype(dtype)).to(full_dtype(dtype))
         mean = torch.tensor(self.spec.mean, device=images.device, dtype=images.dtype).view(3, 1, 1)
         std = torch.tensor(self.spec.std, device=images.device, dtype=images.dtype).view(3, 1, 1)
         return ((images - mean) / std).to(dtype)

@@ -14,6 +14,8 @@ import timm
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
+from uniflow.core.errors import first_line
+
 # What timm's files hold behind the last block; encoders give hidden states and have none of it.
 _BEHIND_THE_BLOCKS = ("norm.", "fc_norm.", "head.", "attn_pool.", "pre_logits.", "head_dist.", "mask_token")
 
@@ -75,9 +77,9 @@ def fetch_pretrained(name: str) -> dict[str, Tensor]:
     try:
         return load_state_dict_from_hf(cfg.hf_hub_id, weights_only=True, **filename)
     except Exception as error:  # the hub client raises errors of several HTTP libraries; all are re-raised as one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {cfg.hf_hub_id}: {reason} "
+            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {cfg.hf_hub_id}: "
+            f"{first_line(error)} "
             "Without network: download its model.safetensors elsewhere and set weights to the path of that file"
         ) from error
 
@@ -152,8 +154,7 @@ def _timm_filter(model: nn.Module, state: dict[str, Tensor], source: str, antial
     try:
         return convert(state, model, antialias=antialias)
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"weights: {source} cannot be converted for this encoder: {reason}") from error
+        raise ValueError(f"weights: {source} cannot be converted for this encoder: {first_line(error)}") from error
 
 
 def _shorten(keys: list[str], limit: int = 6) -> str:

@@ -18,6 +18,21 @@ def cut(latents: Tensor, window: Window | None) -> Tensor:
     return latents if window is None else latents[..., window[0], window[1]]
 
 
+def to_tokens(image: Tensor) -> Tensor:
+    """A grid of vectors as an image (B, C, h, w) -> tokens (B, h w, C), row-major."""
+    return rearrange(image, "b c h w -> b (h w) c")
+
+
+def to_image(tokens: Tensor, rows: int) -> Tensor:
+    """Tokens (B, h w, C) of a grid of `rows` rows -> an image (B, C, h, w): the inverse of `to_tokens`."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=rows)
+
+
+def image_shape(latents: Tensor, patch_size: int) -> tuple[int, int, int, int]:
+    """The shape (B, 3, H, W) of the images, and of their noise, that latents (B, C, h, w) stand for."""
+    return (latents.shape[0], 3, latents.shape[-2] * patch_size, latents.shape[-1] * patch_size)
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3 p^2): patches row-major; within a patch channel slowest, then row, then column."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch_size, q=patch_size)
@@ -113,9 +128,9 @@ class PositionEmbedding(nn.Module):
             return self._fixed(grid, device, dtype)
         table: Tensor = self.table
         if torch.compiler.is_exporting() or grid != self.learned_grid:  # an exported program takes any grid
-            image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
+            image = to_image(table, self.learned_grid[0])
             resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
-            table = rearrange(resized, "1 c h w -> 1 (h w) c")
+            table = to_tokens(resized)
         return table.to(dtype)
 
     def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.pixels import to_uint8
 from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.precision import without_autocast
 
@@ -107,7 +108,7 @@ class InceptionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_uint8(images)
         network = self.network.to(images.device)
         with without_autocast(images.device):
             return network(pixels)[0].float()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.pixels import to_unit_range
+
 
 @torch.inference_mode(False)
 @torch.enable_grad()
@@ -94,8 +96,8 @@ def linear_psnr(
         raise ValueError(f"linear_psnr: rank must be at least 1 or None, not {rank}")
     pixels = []
     for tokens, images in ((train_tokens, train_images), (test_tokens, test_images)):
-        scale = 1 if images.is_floating_point() else 255
-        patches = F.unfold(images.double() / scale, patch_size, stride=patch_size).transpose(1, 2)
+        pixels_01 = to_unit_range(images, torch.float64).double()
+        patches = F.unfold(pixels_01, patch_size, stride=patch_size).transpose(1, 2)
         if patches.shape[:2] != tokens.shape[:2]:
             raise ValueError(f"linear_psnr: {tuple(tokens.shape[:2])} tokens for {tuple(patches.shape[:2])} patches")
         pixels.append(patches.flatten(0, 1))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.bottleneck.layers import last_features
+from uniflow.core.distributed import is_distributed
 from uniflow.core.pixels import to_unit_range
 from uniflow.layers.grid import patchify
 from uniflow.metrics import image_digests
@@ -113,6 +114,6 @@ def set_values(part: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         target = state[name]
         whole = value.to(target.device, target.dtype).contiguous()
-        if torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.broadcast(whole, src=0)
         target.copy_(spread_like(target, whole))

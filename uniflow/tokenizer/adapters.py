@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from uniflow.layers.grid import to_tokens
 from uniflow.tokenizer.model import Tokenizer
 
 
@@ -134,4 +135,4 @@ class VisionTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), uint8 or float in [0, 1] -> patch tokens (B, N, D), row by row."""
         [features] = self.tokenizer.features(images, layers=[self.layer])
-        return features.flatten(2).transpose(1, 2)
+        return to_tokens(features)

@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.core.atomic import replacing
+from uniflow.core.errors import one_line
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 
@@ -93,7 +95,8 @@ def write_card(directory: Path, card: str) -> None:
     path = directory / CARD_NAME
     if path.is_file():
         card = _merge(path.read_text(encoding="utf-8"), card)
-    path.write_text(card, encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(card, encoding="utf-8")
 
 
 def read_run(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -111,7 +114,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} cannot be read: it holds no names with values")
     return content

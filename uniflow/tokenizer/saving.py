@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
 from uniflow.core.part import Part
@@ -40,13 +41,12 @@ def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping
     """Write a tokenizer's two files into `directory`, which is made if needed."""
     directory.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
-    save_file(contiguous, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
-    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
-    # safetensors makes files that only their owner can read; others get the rights that any new file has.
-    shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        os.replace(directory / f".{name}", directory / name)
+    # The weights are put in place first: the block that is entered last ends first.
+    with replacing(directory / CONFIG_NAME) as new_config, replacing(directory / WEIGHTS_NAME) as new_weights:
+        new_config.write_text(json.dumps(config, indent=2) + "\n")
+        save_file(contiguous, new_weights, metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read; others get the rights that any new file has.
+        shutil.copymode(new_config, new_weights)
 
 
 def part_classes(config: Mapping[str, Any]) -> dict[str, type[Part]]:
@@ -91,8 +91,8 @@ def without_adapters(
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
     """Replace the config of a tokenizer's folder, and leave its weights alone."""
-    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(directory / f".{CONFIG_NAME}", directory / CONFIG_NAME)
+    with replacing(directory / CONFIG_NAME) as new:
+        new.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def fetch_directory(
