@@ -228,14 +228,14 @@ def test_adapters_that_do_not_fit_are_refused():
     down, up = (f"model.blocks.0.attn.proj.lora_{side}.default.weight" for side in "AB")
     for change, message in (
         ({down: torch.zeros(4, 31)}, r"do not fit its weight \(32, 32\)"),
-        ({up: torch.zeros(32, 3)}, "are no pair"),
-        ({down: torch.zeros(0, 32), up: torch.zeros(32, 0)}, "are no pair"),
-        ({up: torch.zeros(32)}, "are no pair"),
+        ({up: torch.zeros(32, 3)}, "do not form a pair"),
+        ({down: torch.zeros(0, 32), up: torch.zeros(32, 0)}, "do not form a pair"),
+        ({up: torch.zeros(32)}, "do not form a pair"),
     ):
         with pytest.raises(ValueError, match=message):
             merge_adapters(tensors | change, 4.0)
     del tensors[up]
-    with pytest.raises(ValueError, match="are no pair"):
+    with pytest.raises(ValueError, match="do not form a pair"):
         merge_adapters(tensors, 4.0)
 
 

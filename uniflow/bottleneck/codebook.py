@@ -1,4 +1,4 @@
-"""One learned codebook: vector-quantize-pytorch keeps and moves the entries, this module says when."""
+"""One learned codebook: vector-quantize-pytorch holds and updates the entries, this module decides when."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Codebook(nn.Module):
             use_cosine_sim=cosine,
             kmeans_init=kmeans_init,
             threshold_ema_dead_code=dead_code_threshold,
-            # Asked for here: the library remembers its first answer for as long as the program runs.
+            # Given here: the library would ask only once in a program.
             sync_codebook=self.processes > 1,
             # Losses and gradients are below: the library's send gradients into statistics and buffers.
             commitment_weight=0.0,

@@ -72,7 +72,7 @@ class LayerFusion(nn.Module):
 
     def forward(self, output: EncoderOutput) -> Tensor:
         """The feature map (B, h, w, channels), channels last."""
-        states = [self._normalized(self._state(output, index), place) for place, index in enumerate(self.indices)]
+        states = [self._normalized(self._state(output, index), position) for position, index in enumerate(self.indices)]
         if self.weights is not None:
             states = [state * weight for state, weight in zip(states, self.weights, strict=True)]
         if len(states) == 1:
@@ -90,13 +90,13 @@ class LayerFusion(nn.Module):
             raise ValueError("layers: this encoder gives no embeddings; name its blocks by number")
         return output.embeddings
 
-    def _normalized(self, tokens: Tensor, place: int) -> Tensor:
+    def _normalized(self, tokens: Tensor, position: int) -> Tensor:
         if self.normalize is None:
             return tokens
         if self.normalize == "token":
             return normalize_tokens(tokens)
         dtype = full_dtype(tokens.dtype)
-        return ((tokens.to(dtype) - self.mean[place]) * self.scale[place]).to(tokens.dtype)
+        return ((tokens.to(dtype) - self.mean[position]) * self.scale[position]).to(tokens.dtype)
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:

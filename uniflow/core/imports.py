@@ -1,4 +1,4 @@
-"""Which class a config names, and which modules loading may import for it."""
+"""Import the class that a config names, if it may be imported."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def class_path(cls: type) -> str:
 def import_part(config: Mapping[str, Any], base: type[ClassT]) -> type[ClassT]:
     """The class that `config` names; nothing is instantiated.
 
-    A config comes with weights from anywhere, and importing a module runs its code. So nothing is imported but modules
-    of `uniflow`, of installed packages that depend on it, and those that the environment variable UNIFLOW_IMPORT names;
-    any other has to be imported by the program before. The current directory is not searched.
+    A config comes with weights from anywhere, and importing a module runs its code. So only these modules are imported:
+    those of `uniflow`, of installed packages that depend on it, and those that the environment variable UNIFLOW_IMPORT
+    names. Your program has to import any other module first. The current directory is not searched.
 
     Raises:
-        ValueError: if it cannot or may not be imported, is no subclass of `base`, or is abstract.
+        ValueError: if it cannot or may not be imported, is not a subclass of `base`, or is abstract.
     """
     class_path = config.get("class_path")
     names = class_path.split(".") if isinstance(class_path, str) else []
@@ -53,8 +53,8 @@ def import_part(config: Mapping[str, Any], base: type[ClassT]) -> type[ClassT]:
     module_name, _, name = class_path.rpartition(".")
     if module_name not in sys.modules and not _may_import(module_name):
         raise ValueError(
-            f"cannot import {class_path!r}: loading imports no code but uniflow's and that of installed packages which "
-            f"depend on it; import {module_name} yourself before, or set {IMPORT_VARIABLE}={module_name}"
+            f"cannot import {class_path!r}: loading imports only uniflow and installed packages that depend on it; "
+            f"import {module_name} yourself first, or set {IMPORT_VARIABLE}={module_name}"
         )
     try:
         cls = getattr(importlib.import_module(module_name), name)

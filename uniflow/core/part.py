@@ -53,7 +53,7 @@ class Part(nn.Module, ABC):
     def record_defaults(self, base: type[Part]) -> None:
         """Record the defaults of `base`'s constructor for arguments that came here as `**kwargs` or not at all.
 
-        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does. Arguments
+        For subclasses that pass `**kwargs` on, so that what is saved does not change when a default does. Arguments
         that this class's constructor does not take are skipped.
         """
         own, taken = inspect.signature(type(self).__init__).parameters, constructor_arguments(type(self))
@@ -104,7 +104,7 @@ def part_config(part: Part) -> dict[str, Any]:
     """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
     cls = own_class(part)
     # In the order of the constructor, however they came to be recorded: equal parts have equal files.
-    order = {name: place for place, name in enumerate(constructor_arguments(cls))}
+    order = {name: position for position, name in enumerate(constructor_arguments(cls))}
     arguments = sorted(part.init_args.items(), key=lambda item: order.get(item[0], len(order)))
     return {
         "class_path": class_path(cls),
@@ -113,12 +113,12 @@ def part_config(part: Part) -> dict[str, Any]:
 
 
 def own_class(part: nn.Module) -> type:
-    """The class that a part was made of; sharding puts another in front of it."""
+    """The class that a part was made from; sharding replaces it by a subclass."""
     return next(c for c in type(part).__mro__ if not any(b.__name__ == "FSDPModule" for b in (c, *c.__bases__)))
 
 
 def constructor_arguments(cls: type[Part]) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The arguments of a part's constructor and of those that it hands `**kwargs` on to: name -> parameter, type."""
+    """The arguments of a part's constructor and of those that it passes `**kwargs` on to: name -> parameter, type."""
     arguments: dict[str, tuple[inspect.Parameter, Any]] = {}
     for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
         try:
@@ -144,7 +144,7 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
         **overrides: arguments that replace those of `config`.
 
     Raises:
-        ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
+        ValueError: if the class cannot be imported, is not a `base`, or does not take these arguments. Nothing is
             instantiated before the class has been checked.
     """
     cls, given = import_part(config, base), config.get("init_args", {})
@@ -162,12 +162,12 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
         return cls(*spec, **arguments)
     except (ValueError, OSError, ImportError):
         raise
-    except Exception as error:  # a constructor that is given what it was not made for raises anything
+    except Exception as error:  # a constructor may raise anything for values it was not made for
         raise ValueError(f"{path} cannot be built with its init_args: {one_line(error, 400)}") from error
 
 
 def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: Mapping[str, Any], path: str) -> None:
-    """Refuse values of a wrong type, which constructors leave to the command line's parser and use only later."""
+    """Refuse values of a wrong type. Constructors do not check them: usually the command line's parser does."""
     for name, value in arguments.items():
         parameter, hint = known.get(name, (None, Any))
         if not _fits(value, hint) and not (parameter is not None and value == parameter.default):
@@ -175,7 +175,7 @@ def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is one of the type `hint`; True for hints that are not about plain values."""
+    """Whether a value from JSON is one of the type `hint`; True for hints of other than plain values."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
@@ -189,7 +189,7 @@ def _fits(value: Any, hint: Any) -> bool:
         fixed = origin is tuple and inner[-1] is not Ellipsis
         if not isinstance(value, list | tuple) or (fixed and len(value) != len(inner)):
             return False
-        return all(_fits(item, inner[place if fixed else 0]) for place, item in enumerate(value))
+        return all(_fits(item, inner[position if fixed else 0]) for position, item in enumerate(value))
     return True
 
 

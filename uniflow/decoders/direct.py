@@ -1,4 +1,4 @@
-"""What decoders share that paint in one go and are trained on the distance of pixels."""
+"""What deterministic decoders share that are trained on the distance of pixels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class DirectDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the pictures that it judged."""
+        """`loss`, and the images that it judged."""
         pixels = self._paint(latents)
         with without_autocast(images.device):
             loss = _DISTANCES[self.distance](pixels, (images * 2 - 1).to(pixels.dtype))

@@ -32,7 +32,7 @@ from uniflow.layers.precision import full_dtype, without_autocast
 class PatchFlowDecoder(PixelDecoder):
     """Patch-wise pixel flow decoder (arXiv 2510.10575): C = GTB(up(z) + PE) + PE', then v(x_t, t, c) in each patch.
 
-    At t = 0 the best velocity yields E[x | c], so one Euler step paints the expected patch.
+    At t = 0 the best velocity yields E[x | c], so one Euler step gives the expected patch.
 
     Args:
         latent: spec of the latents.
@@ -48,7 +48,7 @@ class PatchFlowDecoder(PixelDecoder):
             shows the patch, the velocity's error is the patch's divided by a small 1 - t.
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)).
         end_point_mass: share of training times at exactly t = 0, where one-step decoding lives.
-        condition_dropout: probability in training that a picture's condition is replaced by zeros; guidance needs it.
+        condition_dropout: probability in training that an image's condition is replaced by zeros; guidance needs it.
         guidance: classifier-free guidance when decoding; 1 is none.
         steps: sampler steps of `decode` where it is given none.
         step_schedule: "linear", or "power" with exponent `step_power`.
@@ -61,7 +61,7 @@ class PatchFlowDecoder(PixelDecoder):
             `start: regression` writes its solution there. Of a network that predicts velocities it is the
             velocity that leads to those pixels, see `LinearShortcut.velocity`.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
 
     Raises:
         ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
@@ -126,10 +126,10 @@ class PatchFlowDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the clean pictures that the same prediction implies: x_t + (1 - t) v in each patch.
+        """`loss`, and the clean images that the same prediction implies: x_t + (1 - t) v in each patch.
 
         Every patch has its own time t, so its estimate has seen that much of the true patch; at t = 0 it is what
-        `decode` paints in one step without guidance. A dropped condition is dropped here, too.
+        `decode` gives in one step without guidance. A dropped condition is dropped here, too.
         """
         data = patchify((images - self._pixels(self.pixel_mean, images)) / self._pixels(self.pixel_std, images), self.p)
         noise, t = self.draw(data)

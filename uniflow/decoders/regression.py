@@ -1,4 +1,4 @@
-"""The honest control of the flow decoder: the same body, no flow."""
+"""The control of the flow decoder: the same network without a flow."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from uniflow.layers.precision import full_precision, without_autocast
 class RegressionDecoder(PixelDecoder):
     """Global transformer blocks and the patch MLP of `PatchFlowDecoder`, trained to predict the pixels themselves.
 
-    A flow decoder of one step yields E[x | c] at best; this one is trained for just that, so it tells what the flow
-    adds.
+    A flow decoder of one step yields E[x | c] at best; this one is trained for exactly that, so it shows what the
+    flow adds.
 
     Args:
         latent: spec of the latents.
@@ -31,7 +31,7 @@ class RegressionDecoder(PixelDecoder):
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
     """
 
     last_layer = "head.final_proj"
@@ -60,7 +60,7 @@ class RegressionDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the pictures that it judged."""
+        """`loss`, and the images that it judged."""
         patches = self._patches(self._condition(latents))
         with without_autocast(images.device):
             target = patchify(images * 2 - 1, self.spec.patch_size)

@@ -49,7 +49,7 @@ class LinearShortcut(ExactLinear):
         return (mu * (1 - t) - x_t * ((1 - t) - t * s)) / (t.square() * s + (1 - t).square()).clamp_min(1e-6)
 
     def image(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> the whole picture (B, 3, h p, w p) in the target range."""
+        """Latents (B, C, h, w) -> the whole image (B, 3, h p, w p) in the target range."""
         patches = self(to_tokens(latents))
         return unpatchify(patches, self.patch_size, (latents.shape[-2], latents.shape[-1]))
 
@@ -71,7 +71,7 @@ class LinearShortcut(ExactLinear):
 
 
 def join(shortcut: LinearShortcut | None, tokens: Tensor, latents: Tensor) -> Tensor:
-    """What painting each patch needs: tokens (..., K), and behind them the latents (..., C) that a shortcut reads."""
+    """What decoding each patch needs: tokens (..., K), and behind them the latents (..., C) that a shortcut reads."""
     return tokens if shortcut is None else torch.cat([tokens, latents.to(tokens.dtype)], dim=-1)
 
 

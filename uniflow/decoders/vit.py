@@ -1,4 +1,4 @@
-"""A plain transformer that paints patches: the decoder of representation autoencoders."""
+"""A plain transformer that predicts patches: the decoder of representation autoencoders."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ViTDecoder(DirectDecoder):
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
 
     Raises:
-        ValueError: for a width that the heads do not divide or that is no multiple of 4, or another loss.
+        ValueError: for a width that the heads do not divide or that is not a multiple of 4, or another loss.
     """
 
     last_layer = "head"

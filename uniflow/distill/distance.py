@@ -67,15 +67,17 @@ class _TokenCosines(torch.autograd.Function):
         # d cos / da = b / (|a| |b|) - cos a / |a|^2; a norm at its floor does not depend on a.
         on_b = gradient / norm_a / norm_b
         on_a = torch.where(norm_a > EPS, gradient * cosines / norm_a.square(), 0)
-        found = full_precision(teacher) * on_b[..., None]
-        found.addcmul_(full_precision(student), on_a[..., None], value=-1)
-        return found.to(student.dtype), None
+        gradient = full_precision(teacher) * on_b[..., None]
+        gradient.addcmul_(full_precision(student), on_a[..., None], value=-1)
+        return gradient.to(student.dtype), None
 
 
 def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Tensor]:
     """cos(H_U^l, H_T^l) of every token, (B, N), for each layer."""
     if len(student) != len(teacher):
-        raise ValueError(f"student and teacher must have as many layers, got {len(student)} and {len(teacher)}")
+        raise ValueError(
+            f"student and teacher must have the same number of layers, got {len(student)} and {len(teacher)}"
+        )
     for layer, (h_student, h_teacher) in enumerate(zip(student, teacher, strict=True), start=1):
         if h_student.shape != h_teacher.shape:
             raise ValueError(f"layer {layer}: student {tuple(h_student.shape)}, teacher {tuple(h_teacher.shape)}")

@@ -19,7 +19,7 @@ class FrozenTeacher(nn.Module):
     `requires_grad_()` on it or on a module that holds it can thaw it.
 
     Args:
-        encoder: the pretrained encoder; it is copied, but for adapters, and for the weights that they leave alone.
+        encoder: the pretrained encoder; it is copied, without adapters; frozen weights beside adapters are shared.
     """
 
     def __init__(self, encoder: VisionEncoder) -> None:

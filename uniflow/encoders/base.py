@@ -81,13 +81,13 @@ class VisionEncoder(Part):
 
 
 def set_trainable(model: nn.Module, blocks: nn.ModuleList, tune: Tune, **lora: Any) -> None:
-    """Let the parameters of `model` that `tune` stands for require a gradient, and no others.
+    """Make the parameters that `tune` names trainable, and freeze all others.
 
     Args:
         model: the whole encoder.
         blocks: its transformer blocks, first to last.
-        tune: `full`, `frozen`, a number k for the last k blocks only, or `lora` for adapters, which are put in.
-        **lora: what `lora_arguments` gave.
+        tune: `full`, `frozen`, a number k for the last k blocks only, or `lora` for adapters, which are inserted.
+        **lora: what `lora_arguments` returned.
 
     Raises:
         ValueError: if `tune` is none of these, or the blocks have no layers for the adapters.

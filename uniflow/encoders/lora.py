@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from uniflow.layers.precision import full_dtype
 
 LORA_ARGUMENTS = ("lora_rank", "lora_alpha", "lora_targets")
-# peft's names, in the layer that it puts in the place of a linear one.
+# peft's names in the layer that replaces a linear one.
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -27,7 +27,7 @@ def lora_arguments(
     Args:
         tune: the encoder's.
         lora_rank: rank r of the matrices; None is 16.
-        lora_alpha: the adapters' product counts alpha / r times; None is r.
+        lora_alpha: the adapters' product is scaled by alpha / r; None is r.
         lora_targets: last names of the linear layers that are adapted; None is all in the blocks.
 
     Raises:
@@ -75,16 +75,16 @@ def add_adapters(
         ImportError: if peft is not installed.
     """
     inside = set(blocks.modules())
-    # Subclasses are left alone: nn.MultiheadAttention reads the weight of its own, past the adapter.
-    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and module in inside]
-    kinds = sorted({name.rpartition(".")[2] for name in found})
+    # Not subclasses: nn.MultiheadAttention reads the weight of its output layer directly and would skip an adapter.
+    candidates = [name for name, module in model.named_modules() if type(module) is nn.Linear and module in inside]
+    kinds = sorted({name.rpartition(".")[2] for name in candidates})
     wanted = kinds if lora_targets is None else lora_targets
     missing = [name for name in wanted if name not in kinds]
     if missing or not wanted:
         what = f"no linear layer {missing[0]!r}" if missing else "no linear layer to adapt"
         raise ValueError(f"lora_targets: the blocks have {what}; theirs are {', '.join(kinds) or 'none'}")
     peft = _peft()
-    names = [name for name in found if name.rpartition(".")[2] in wanted]
+    names = [name for name in candidates if name.rpartition(".")[2] in wanted]
     peft.inject_adapter_in_model(peft.LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=names), model)
 
 
@@ -149,7 +149,7 @@ def _merge(layer: str, tensors: Mapping[str, Tensor], alpha: float) -> Tensor:
     weight, down, up = tensors[f"{layer}{_BASE}weight"], tensors[layer + _DOWN], tensors.get(layer + _UP)
     rank = down.shape[0]
     if up is None or rank == 0 or (up.ndim, down.ndim) != (2, 2) or up.shape[1] != rank:
-        raise ValueError(f"the adapters of {layer} are no pair")
+        raise ValueError(f"the adapters of {layer} do not form a pair")
     if weight.shape != (up.shape[0], down.shape[1]):
         raise ValueError(f"the adapters of {layer} do not fit its weight {tuple(weight.shape)}")
     dtype = full_dtype(weight.dtype)

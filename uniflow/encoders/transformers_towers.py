@@ -184,7 +184,7 @@ def tower_config(config: Mapping[str, Any], source: str) -> tuple[Any, Family]:
     try:
         whole = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
     except Exception as error:  # validators of configs raise many types
-        raise ValueError(f"{source} is no valid config: {one_line(error)}") from error
+        raise ValueError(f"{source} is not a valid config: {one_line(error)}") from error
     tower = getattr(whole, "vision_config", None) or whole
     family = FAMILIES.get(tower.model_type)
     if family is None:
@@ -308,5 +308,5 @@ def _side(config: Any, key: str) -> int:
     value = getattr(config, key)
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
-        raise ValueError(f"a {config.model_type!r} with {key} {value} is no encoder here: it must be square")
+        raise ValueError(f"a {config.model_type!r} with {key} {value} cannot be an encoder here: it must be square")
     return sides.pop()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 # Rows and columns of a part of an image, in latents.
 Window = tuple[slice, slice]
-# Of each image, the row and column of a larger grid at which its own begins.
+# For each image, the row and column of a larger grid at which its grid begins.
 Offsets = list[tuple[int, int]]
 
 
@@ -51,7 +51,7 @@ def sincos_2d(width: int, grid: tuple[int, int]) -> Tensor:
     with frequencies 10000^(-k / (width / 4)).
 
     Raises:
-        ValueError: if `width` is no multiple of 4.
+        ValueError: if `width` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a 2D sine-cosine embedding needs a width divisible by 4, got {width}")
@@ -92,9 +92,9 @@ class PositionEmbedding(nn.Module):
         self._cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
 
     def draw_offsets(self, images: int) -> Offsets | None:
-        """For each image a random place (row, column) of its grid, each from 0 to `shift`; in training only.
+        """A random (row, column) offset of each image's grid, both from 0 to `shift`; in training only.
 
-        Positions that only larger pictures have are trained so. None, and no random number drawn, otherwise.
+        This trains positions that only larger images have. Otherwise None, and no random number is drawn.
         """
         if not (self.training and self.shift):
             return None
@@ -103,13 +103,13 @@ class PositionEmbedding(nn.Module):
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], window: Window | None = None, offsets: Offsets | None = None
     ) -> Tensor:
-        """`tokens` plus the embedding of their places.
+        """`tokens` plus the embedding of their positions.
 
         Args:
             tokens: (B, h w, width), or those of the window only.
-            grid: (h, w) of the whole picture.
+            grid: (h, w) of the whole image.
             window: the rows and columns that the tokens are of; None is all of them.
-            offsets: the place of each image's first row and column, see `draw_offsets`; None is (0, 0) for all.
+            offsets: where each image's grid begins, see `draw_offsets`; None is (0, 0) for all.
         """
         if window is None and offsets is None:
             return tokens + self._embedding(grid, tokens.device, tokens.dtype)
@@ -134,11 +134,11 @@ class PositionEmbedding(nn.Module):
         return table.to(dtype)
 
     def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        if torch.compiler.is_exporting():  # the grid is symbolic there, and no key of a dict
+        if torch.compiler.is_exporting():  # the grid is symbolic there and cannot be a key
             return sincos_2d(self.width, grid).to(device=device, dtype=dtype)
         key = (grid, device, dtype)
         if key not in self._cache:
-            if len(self._cache) >= 8:  # a stream of ever new sizes must not fill the memory
+            if len(self._cache) >= 8:  # many different sizes must not fill the memory
                 self._cache.clear()
             self._cache[key] = sincos_2d(self.width, grid).to(device=device, dtype=dtype)
         return self._cache[key]

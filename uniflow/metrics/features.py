@@ -1,4 +1,4 @@
-"""What set metrics compare images by: one feature vector an image."""
+"""Feature extractors: one vector for each image, which metrics of sets of images compare."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def check_file(path: str, sha256: str | None, what: str) -> str:
     if not Path(path).is_file():
         raise ValueError(f"{what}: no such file: {path!r}; nothing is downloaded, give the path of a local file")
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 and not found.startswith(sha256.lower()):
-        raise ValueError(f"{what}: {path!r} has SHA-256 {found[:12]}..., which should begin with {sha256}")
-    return found[:12]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and not digest.startswith(sha256.lower()):
+        raise ValueError(f"{what}: {path!r} has SHA-256 {digest[:12]}..., which should begin with {sha256}")
+    return digest[:12]

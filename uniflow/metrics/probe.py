@@ -30,7 +30,7 @@ def linear_probe(
         test_features: (M, D).
         test_labels: (M,).
         l2: weight of the squared norm of the classifier's matrix.
-        iterations: at most so many L-BFGS iterations.
+        iterations: at most this many L-BFGS iterations.
 
     Returns:
         Share of right answers on the test features, in [0, 1].
@@ -74,7 +74,7 @@ def linear_psnr(
 ) -> float:
     """PSNR of images whose patches are read from their tokens by ridge regression of reduced rank.
 
-    How much of the picture a layer keeps within a linear map's reach. The regression is Izenman's (1975) with equal
+    How much of the image a layer keeps within a linear map's reach. The regression is Izenman's (1975) with equal
     weights: the fitted values are projected on their first principal components. Computed in float64.
 
     Args:

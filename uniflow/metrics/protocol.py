@@ -154,11 +154,11 @@ class Evaluation:
         results: dict[str, float] = {}
         originals = self._originals.gather()
         for suffix, reconstructions in self._painted.items():
-            painted = reconstructions.gather()
+            decoded = reconstructions.gather()
             if len(self.rows) < 2:  # one image has no spread
                 continue
-            for metric, name in itertools.product(self._sets, painted):
-                results[f"{metric}_{name}{suffix}"] = _compare(metric, originals[name], painted[name])
+            for metric, name in itertools.product(self._sets, decoded):
+                results[f"{metric}_{name}{suffix}"] = _compare(metric, originals[name], decoded[name])
         return results
 
 
@@ -179,7 +179,7 @@ class _FeatureSet:
         return {name: torch.cat(batches) for name, batches in gathered.items() if batches}
 
 
-def _compare(metric: SetMetric, originals: Tensor, painted: Tensor) -> float:
+def _compare(metric: SetMetric, originals: Tensor, decoded: Tensor) -> float:
     if metric == "frechet":
-        return frechet_distance(*moments(originals), *moments(painted))
-    return (kid if metric == "kid" else cmmd)(originals, painted)
+        return frechet_distance(*moments(originals), *moments(decoded))
+    return (kid if metric == "kid" else cmmd)(originals, decoded)

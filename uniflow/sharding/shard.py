@@ -48,10 +48,10 @@ class Sharding:
 
 
 def shard(part: nn.Module, sharding: Sharding) -> None:
-    """Spread the parameters of a part over processes, each of its blocks on its own.
+    """Spread the parameters of a part over processes, block by block.
 
-    Whatever a part is used through has to be its `forward` or one of its `entry_points`: there its parameters are
-    gathered. All processes have to use it equally often.
+    A part may be used only through its `forward` and its `entry_points`, which gather its parameters. All processes
+    have to use it equally often.
 
     Args:
         part: an encoder, bottleneck, decoder or pixel loss; it is changed in place, and its parameters become
@@ -97,7 +97,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Give all gathered parameters back, so that `module.parameters()` are the DTensors that are trained.
+    """Free all gathered parameters, so that `module.parameters()` are the DTensors that are trained.
 
     After an evaluation some are still gathered.
     """
@@ -107,9 +107,9 @@ def reshard(module: nn.Module) -> None:
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The whole state of a module, on the CPU of process 0, and nothing on the others. All processes have to call it.
+    """The whole state of a module, on the CPU of process 0, and empty on the others. All processes have to call it.
 
-    Of a module that is not sharded it is `state_dict()`, on all.
+    For a module that is not sharded it is `state_dict()`, on all processes.
     """
     if not is_sharded(module):
         return module.state_dict()
@@ -118,12 +118,12 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Of DTensors this process's pieces, which share their memory; other tensors as they are."""
+    """This process's pieces of DTensors, which share their memory; other tensors as they are."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def spread_like(target: Tensor | None, value: Tensor) -> Tensor:
-    """A whole tensor that every process has, spread as `target` is; as it is if that is no DTensor."""
+    """A whole tensor that every process has, spread as `target` is; as it is if that is not a DTensor."""
     if not isinstance(target, DTensor):
         return value
     placed = value.to(target.device_mesh.device_type)

@@ -1,4 +1,4 @@
-"""What hidden states look like on training images: the numbers that layers are normalised by."""
+"""Statistics of hidden states on training images, by which layers are normalised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uniflow.tokenizer import Tokenizer
 def calibrate(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> None:
     """Measure mean and size of every hidden state, over all processes, and give them to the bottleneck.
 
-    Every process has to call it, with as many batches of its own.
+    Every process has to call it, each with the same number of batches.
 
     Args:
         tokenizer: in evaluation mode, on its device.

@@ -11,7 +11,7 @@ from uniflow.core.distributed import sum_over_ranks
 class SecondMoments:
     """Means of, and covariances between, the inputs and the targets of a linear regression, in float64.
 
-    Only sums are kept, so neither order nor batch size nor number of processes matters, but for rounding.
+    Only sums are kept, so neither order nor batch size nor number of processes matters, except for rounding.
 
     Attributes:
         count: rows added, of all processes after `reduce`.

@@ -127,7 +127,7 @@ class VisionTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Tokens N of an image of `image_size`, padded if need be."""
+        """Tokens N of an image of `image_size`, padded if needed."""
         patch_size = self.tokenizer.encoder.spec.patch_size
         multiple = max(patch_size, self.tokenizer.patch_size)
         return (-(-self.image_size // multiple) * multiple // patch_size) ** 2

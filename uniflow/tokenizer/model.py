@@ -41,7 +41,7 @@ from uniflow.version import __version__
 class Tokenizer(NormalizedLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
-    Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are no multiple of the patch size
+    Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are not a multiple of the patch size
     are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w).
 
     Args:
@@ -253,8 +253,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         Of a card that is there already, only the part that was generated is written anew.
 
         Args:
-            save_directory: the folder, which is made if need be.
-            config: None; the mixin's `push_to_hub` passes it on, and a tokenizer knows its own.
+            save_directory: the folder; created if needed.
+            config: must be None: a tokenizer has its own config. The mixin's `push_to_hub` passes this argument.
             repo_id: where to push it; the folder's name by default.
             push_to_hub: whether to upload it, too.
             state_dict: the weights to write; None is the model's own. For models that are sharded.
@@ -323,8 +323,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         """Load a tokenizer, in evaluation mode, in float32, on the CPU. No teacher is built, no code is loaded.
 
         A `path` that exists is read, so a folder called `embedded` wins over the tokenizer in the package. Else, but
-        for "embedded", it is looked up on Hugging Face's hub, or offline in its cache; `config.json` and
-        `model.safetensors` are all that is fetched. For parts of one's own see `uniflow.core.imports.import_part`.
+        for "embedded", it is looked up on Hugging Face's hub, or offline in its cache; only `config.json`
+        and `model.safetensors` are fetched. For your own parts see `uniflow.core.imports.import_part`.
 
         Args:
             path: a directory made by `save_pretrained`, a checkpoint of `uniflow fit`, "embedded", the small tokenizer
@@ -341,9 +341,9 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             ValueError: if it holds no tokenizer, or its weights do not fit its config.
             OSError: if it cannot be read or fetched.
         """
-        place = Path(path)
-        if not (place.is_dir() or place.is_file()):
-            place = packaged(os.fspath(path)) or fetch_directory(
+        source = Path(path)
+        if not (source.is_dir() or source.is_file()):
+            source = packaged(os.fspath(path)) or fetch_directory(
                 os.fspath(path),
                 revision=revision,
                 cache_dir=cache_dir,
@@ -351,15 +351,15 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        config, tensors = read_directory(place) if place.is_dir() else read_checkpoint(place)
+        config, tensors = read_directory(source) if source.is_dir() else read_checkpoint(source)
         try:
-            with AllocationLimit(place):
+            with AllocationLimit(source):
                 config, tensors = without_adapters(config, tensors)
-            with AllocationLimit(place):
+            with AllocationLimit(source):
                 tokenizer = cls.from_config(config)
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error
-        load_strictly(tokenizer, tensors, place)
+        load_strictly(tokenizer, tensors, source)
         return tokenizer.eval()
 
 

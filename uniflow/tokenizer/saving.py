@@ -111,7 +111,7 @@ def fetch_directory(
     Args:
         name: "organisation/name".
         revision: branch, tag or commit; None is the main branch.
-        cache_dir: folder of the cache in place of the hub's own.
+        cache_dir: folder of the cache instead of the hub's own.
         token: of a private repository; None takes that of `hf auth login`, where there is one.
         force_download: fetch what the cache holds already.
         local_files_only: look into the cache only.
@@ -123,8 +123,8 @@ def fetch_directory(
     nothing = f"no tokenizer at {name}: there is no such folder or checkpoint here, and"
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(
-            f"{nothing} it is no name on Hugging Face's hub either: give a directory with {CONFIG_NAME}, "
-            "a checkpoint, a name such as organisation/name, or embedded, the tokenizer in the package"
+            f"no tokenizer at {name}: neither a path here nor a valid name on the Hugging Face hub; give a directory "
+            f"with {CONFIG_NAME}, a checkpoint, organisation/name, or embedded, the tokenizer in the package"
         )
     files = [CONFIG_NAME, WEIGHTS_NAME]
     try:
@@ -170,7 +170,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return read_checkpoint(path)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
+            raise FileNotFoundError(f"{path} is not a tokenizer: it has no {name}")
     return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
 
 
@@ -183,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return value
@@ -193,12 +193,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        ValueError: if it is no such file.
+        ValueError: if it is not such a file.
     """
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no valid safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -215,22 +215,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = _read_file(path)
     config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
     if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
-        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
+        raise ValueError(f"{path} is not a checkpoint of a uniflow tokenizer")
     prefix = "tokenizer."
     weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
     if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds weights that are no tensors")
+        raise ValueError(f"{path} holds weights that are not tensors")
     return config, {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint in one file; empty if that is no dict."""
-    unsafe = f"{path} is no checkpoint that can be read safely"
+    """The content of a checkpoint in one file; empty if that is not a dict."""
+    unsafe = f"{path} is not a checkpoint that can be read safely"
     try:
         compressed = _is_compressed(path)
         with warnings.catch_warnings(action="ignore"):  # about files that are refused
             checkpoint = None if compressed else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many types for a file that is no checkpoint
+    except Exception as error:  # zipfile and torch raise many types for a file that is not a checkpoint
         raise ValueError(f"{unsafe}: it is damaged, or holds more than tensors and plain values") from error
     if compressed:
         raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
@@ -246,9 +246,9 @@ def _is_compressed(path: Path) -> bool:
 
 
 class AllocationLimit(TorchDispatchMode):
-    """While it is active, tensors are made up to a number of bytes in total; the next is refused before it is made.
+    """While active, limit the bytes of new tensors in total; a tensor beyond the limit is refused before it is made.
 
-    For configs that describe a model far larger than the weights that come with them.
+    For configs that describe a model far larger than their weights.
 
     Args:
         path: the file or folder of the weights; at most eight times its size is allocated, and 64 MiB on top.
@@ -274,7 +274,7 @@ class AllocationLimit(TorchDispatchMode):
 
 
 def _new_storages(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Bytes of each storage that an operator would allocate, found out on the meta device, where nothing is."""
+    """Bytes of each storage that an operator would allocate, from a run on the meta device, which allocates nothing."""
     given, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
         options |= {"device": torch.device("meta")}
@@ -300,25 +300,25 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> 
         raise ValueError(f"the weights of {path} cannot be loaded: {one_line(error, 400)}") from error
 
 
-def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Compare the `tensors` of `path` with those that a model has of its `own`: names, shapes, kinds of numbers.
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the `tensors` of `path` with the `expected` ones of a model: names, shapes, kinds of numbers.
 
     Raises:
         ValueError: naming the missing, unexpected and misshapen tensors, and those of the wrong kind.
     """
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
     ]
     problems += [
-        f"{name} is {tensors[name].dtype}, not {own[name].dtype}"
-        for name in own
+        f"{name} is {tensors[name].dtype}, not {expected[name].dtype}"
+        for name in expected
         if name in tensors
-        and tensors[name].dtype != own[name].dtype
-        and not (tensors[name].is_floating_point() and own[name].is_floating_point())
+        and tensors[name].dtype != expected[name].dtype
+        and not (tensors[name].is_floating_point() and expected[name].is_floating_point())
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
