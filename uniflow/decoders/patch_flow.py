@@ -134,7 +134,7 @@ class PatchFlowDecoder(PixelDecoder):
         data = patchify((images - self._pixels(self.pixel_mean, images)) / self._pixels(self.pixel_std, images), self.p)
         noise, t = self.draw(data)
         loss, patches = self._loss_and_patches(self.condition(latents), data, noise, t)
-        return {"flow": loss}, self._paint(patches, (latents.shape[-2], latents.shape[-1]))
+        return {"flow": loss}, self._to_images(patches, (latents.shape[-2], latents.shape[-1]))
 
     def draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Noise (B, N, 3 p^2) and times (B, N) for the patches `data` (B, N, 3 p^2) of one training batch."""
@@ -250,14 +250,14 @@ class PatchFlowDecoder(PixelDecoder):
 
         times = step_times(self.steps if steps is None else steps, schedule=self.step_schedule, power=self.step_power)
         patches = euler(velocity, patchify(noise.to(dtype), self.p), times)
-        return self._paint(patches, (context.shape[-2], context.shape[-1]))
+        return self._to_images(patches, (context.shape[-2], context.shape[-1]))
 
     @property
     def p(self) -> int:
         """Side of a patch in pixels."""
         return self.spec.patch_size
 
-    def _paint(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _to_images(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patches (B, h w, 3 p^2) in the target range -> images (B, 3, H, W), nominally in [0, 1]."""
         images = unpatchify(patches, self.p, grid)
         return images * self._pixels(self.pixel_std, images) + self._pixels(self.pixel_mean, images)

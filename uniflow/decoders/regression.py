@@ -65,7 +65,7 @@ class RegressionDecoder(PixelDecoder):
         with without_autocast(images.device):
             target = patchify(images * 2 - 1, self.spec.patch_size)
             loss = F.mse_loss(patches, target.to(patches.dtype))
-        return {"regression": loss}, self._paint(patches, latents)
+        return {"regression": loss}, self._to_images(patches, latents)
 
     def decode(
         self,
@@ -88,7 +88,7 @@ class RegressionDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self._paint(self._patches(to_tokens(context)), context)
+        return self._to_images(self._patches(to_tokens(context)), context)
 
     def _condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
         tokens = self.global_stage(latents, window)
@@ -101,6 +101,6 @@ class RegressionDecoder(PixelDecoder):
         patches = full_precision(patches)
         return patches if self.shortcut is None else patches + self.shortcut(latents)
 
-    def _paint(self, patches: Tensor, latents: Tensor) -> Tensor:
+    def _to_images(self, patches: Tensor, latents: Tensor) -> Tensor:
         """Patches as images (B, 3, H, W), nominally in [0, 1]."""
         return unpatchify(patches, self.spec.patch_size, (latents.shape[-2], latents.shape[-1])) * 0.5 + 0.5

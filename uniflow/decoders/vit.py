@@ -65,7 +65,7 @@ class ViTDecoder(DirectDecoder):
         self.norm = nn.LayerNorm(width)
         self.head = zero_linear(width, 3 * latent.patch_size**2)
 
-    def paint(self, latents: Tensor) -> Tensor:
+    def predict(self, latents: Tensor) -> Tensor:
         return self._pixels(self._tokens(latents), (latents.shape[-2], latents.shape[-1]))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:

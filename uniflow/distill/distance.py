@@ -67,9 +67,9 @@ class _TokenCosines(torch.autograd.Function):
         # d cos / da = b / (|a| |b|) - cos a / |a|^2; a norm at its floor does not depend on a.
         on_b = gradient / norm_a / norm_b
         on_a = torch.where(norm_a > EPS, gradient * cosines / norm_a.square(), 0)
-        gradient = full_precision(teacher) * on_b[..., None]
-        gradient.addcmul_(full_precision(student), on_a[..., None], value=-1)
-        return gradient.to(student.dtype), None
+        on_student = full_precision(teacher) * on_b[..., None]
+        on_student.addcmul_(full_precision(student), on_a[..., None], value=-1)
+        return on_student.to(student.dtype), None
 
 
 def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -98,7 +98,7 @@ class Evaluation:
         self._sets = protocol.sets if with_sets else ()
         self._with_statistics = with_sets
         self._originals = _FeatureSet(protocol.features if self._sets else ())
-        self._painted: dict[str, _FeatureSet] = {}
+        self._reconstructions: dict[str, _FeatureSet] = {}
 
     def add_originals(self, originals: Tensor, digests: Sequence[str], names: Sequence[str] | None = None) -> None:
         """Begin a batch.
@@ -122,7 +122,7 @@ class Evaluation:
         for name, values in self.protocol.of_images(reconstruction, self._batch).items():
             self.add_values(name + suffix, values)
         if self._sets:
-            self._painted.setdefault(suffix, _FeatureSet(self.protocol.features)).update(reconstruction)
+            self._reconstructions.setdefault(suffix, _FeatureSet(self.protocol.features)).update(reconstruction)
 
     def add_values(self, name: str, values: Tensor) -> None:
         """Any other number of each image of the batch, (B,)."""
@@ -153,7 +153,7 @@ class Evaluation:
     def _compare_sets(self) -> dict[str, float]:
         results: dict[str, float] = {}
         originals = self._originals.gather()
-        for suffix, reconstructions in self._painted.items():
+        for suffix, reconstructions in self._reconstructions.items():
             decoded = reconstructions.gather()
             if len(self.rows) < 2:  # one image has no spread
                 continue

@@ -84,12 +84,12 @@ def slice_means(rows: Sequence[Row]) -> list[dict[str, Any]]:
         A metric that no image of a slice has is left out.
     """
     metrics = metric_names(rows)
-    rows = []
+    table = []
     for name, where, chosen in [("all", "", list(rows)), *_thirds(rows), *_folders(rows)]:
         columns = {metric: [row[metric] for row in chosen if metric in row] for metric in metrics}
         means = {m: float(torch.tensor(v, dtype=torch.float64).mean()) for m, v in columns.items() if v}
-        rows.append({"slice": name, "where": where, "count": len(chosen), **means})
-    return rows
+        table.append({"slice": name, "where": where, "count": len(chosen), **means})
+    return table
 
 
 def _thirds(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
