@@ -63,7 +63,7 @@ class LayerFusion(nn.Module):
         """Take what hidden states look like on training images.
 
         Args:
-            means: of each channel of all L layers, and of the embeddings where there are any, (L + 1, D).
+            means: of each channel of all L layers, and of the embeddings if there are any, (L + 1, D).
             stds: standard deviation of the values of each around those means, (L + 1,).
         """
         chosen = list(self.indices)
@@ -100,7 +100,7 @@ class LayerFusion(nn.Module):
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:
-    """A layer norm without parameters over the channels of tokens (..., D), computed in float32 at least."""
+    """A layer norm without parameters over the channels of tokens (..., D), computed in at least float32."""
     exact = full_precision(tokens)
     return F.layer_norm(exact, exact.shape[-1:]).to(tokens.dtype)
 

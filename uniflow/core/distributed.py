@@ -1,4 +1,4 @@
-"""How many processes there are, and bringing together what they saw."""
+"""Number of processes, and sums and lists over all of them."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ IMPORT_VARIABLE = "UNIFLOW_IMPORT"
 
 
 def class_path(cls: type) -> str:
-    """The shortest import path of `cls`: "uniflow.encoders.CLIP" where the package exports what its module defines.
+    """The shortest import path of `cls`: "uniflow.encoders.CLIP" if the package exports the class.
 
-    What a package exports is what it promises to keep; its modules may move.
+    A package keeps what it exports; its modules may move.
     """
     names = cls.__module__.split(".")
     for end in range(1, len(names)):

@@ -73,7 +73,7 @@ class Part(nn.Module, ABC):
     def plain_state(
         cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a saved tokenizer holds of a trained part: both as they are, unless a subclass saves a simpler part.
+        """Arguments and tensors to save for a trained part: both unchanged, unless a subclass saves a simpler part.
 
         A class method: a checkpoint is made plain before its parts are built.
 

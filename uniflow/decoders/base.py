@@ -48,7 +48,7 @@ class PixelDecoder(Part):
             images: as for `loss`.
 
         Returns:
-            What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, float32 at least.
+            What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, at least float32.
         """
         return self.loss(latents, images), self.decode(latents, steps=1)
 
@@ -93,7 +93,7 @@ class PixelDecoder(Part):
             generator: source of the noise.
 
         Returns:
-            Standard normal (B, 3, H, W), float32 at least; None for a deterministic decoder.
+            Standard normal (B, 3, H, W), at least float32; None for a deterministic decoder.
         """
         return None
 

@@ -65,7 +65,7 @@ class DirectDecoder(PixelDecoder):
         return self._prediction(latents) * 0.5 + 0.5
 
     def _prediction(self, latents: Tensor) -> Tensor:
-        """`predict` in float32 at least, and the linear path if there is one."""
+        """`predict` in at least float32, and the linear path if there is one."""
         pixels = self.predict(latents)
         pixels = full_precision(pixels)
         return pixels if self.shortcut is None else pixels + self.shortcut.image(latents)

@@ -147,7 +147,7 @@ class PatchFlowDecoder(PixelDecoder):
         return torch.randn_like(data), times.to(data.dtype)
 
     def flow_loss(self, condition: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least; times (1 - t)^2 on "data".
+        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in at least float32; times (1 - t)^2 on "data".
 
         Args:
             condition: what `condition` gives for each patch, (..., K).
@@ -216,7 +216,7 @@ class PatchFlowDecoder(PixelDecoder):
     def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         if self.start == "zero":
             return None
-        # The path is integrated in float32 at least, whatever the latents' type.
+        # The path is integrated in at least float32, whatever the latents' type.
         dtype = full_dtype(latents.dtype)
         return torch.randn(image_shape(latents, self.p), device=latents.device, dtype=dtype, generator=generator)
 

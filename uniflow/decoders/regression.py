@@ -95,7 +95,7 @@ class RegressionDecoder(PixelDecoder):
         return join(self.shortcut, tokens, to_tokens(cut(latents, window)))
 
     def _patches(self, condition: Tensor) -> Tensor:
-        """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""
+        """Predicted patches (B, h w, 3 p^2) in [-1, 1], at least float32."""
         tokens, latents = split(self.shortcut, condition)
         patches = self.head(tokens)
         patches = full_precision(patches)

@@ -71,7 +71,7 @@ class LinearShortcut(ExactLinear):
 
 
 def join(shortcut: LinearShortcut | None, tokens: Tensor, latents: Tensor) -> Tensor:
-    """What decoding each patch needs: tokens (..., K), and behind them the latents (..., C) that a shortcut reads."""
+    """What decoding each patch needs: tokens (..., K), followed by the latents (..., C) that a shortcut reads."""
     return tokens if shortcut is None else torch.cat([tokens, latents.to(tokens.dtype)], dim=-1)
 
 

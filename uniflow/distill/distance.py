@@ -17,7 +17,7 @@ EPS = 1e-8
 
 
 def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """d_l = 1 - mean over batch and tokens of cos(H_U^l, H_T^l), in float32 at least (arXiv 2510.10575).
+    """d_l = 1 - mean over batch and tokens of cos(H_U^l, H_T^l), in at least float32 (arXiv 2510.10575).
 
     Args:
         student: hidden states of the L blocks, each (B, N, D); gradients flow through these.
@@ -33,12 +33,12 @@ def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
 
 
 def image_cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """1 - d_l of each image: the mean over tokens of cos(H_U^l, H_T^l), (L, B), in float32 at least."""
+    """1 - d_l of each image: the mean over tokens of cos(H_U^l, H_T^l), (L, B), in at least float32."""
     return torch.stack([cosine.mean(dim=1) for cosine in _cosines(student, teacher)])
 
 
 def token_cosines(student: Tensor, teacher: Tensor) -> Tensor:
-    """cos(student, teacher) along the last dimension, in float32 at least: (..., D) and (..., D) -> (...).
+    """cos(student, teacher) along the last dimension, in at least float32: (..., D) and (..., D) -> (...).
 
     The values and gradients of `torch.nn.functional.cosine_similarity` on float32 copies. For the backward pass only
     the arguments in their own type and three numbers a token are kept, not the copies.

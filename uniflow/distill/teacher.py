@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.encoders.lora import plain_copy
 
-# Layers whose weights autocast rounds to its own type at every call, whatever type they are stored in.
+# Layers whose weights autocast rounds to its type at every call, in whichever type they are stored.
 ROUNDED = (nn.Linear, nn.Conv2d)
 
 

@@ -66,7 +66,7 @@ class VisionEncoder(Part):
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels (uint8, or float in [0, 1]) to the range that the encoder was pretrained on, in its parameters' type.
 
-        Computed in float32 at least.
+        Computed in at least float32.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be RGB (B, 3, H, W), got {tuple(images.shape)}")

@@ -1,5 +1,5 @@
 """The encoder families: short names of timm weights, with the defaults of the family's reference, its class in
-transformers. The tag behind the dot of a timm name says which weights.
+transformers. The tag after the dot of a timm name says which weights.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class DINOv2(TimmEncoder):
 
 
 class InternViT(TimmEncoder):
-    """InternViT-300M-448px (arXiv 2404.16821, 2412.05271): a class token, and no norm behind the last block.
+    """InternViT-300M-448px (arXiv 2404.16821, 2412.05271): a class token, and no norm after the last block.
 
     As `InternVLVisionModel` of transformers: position embeddings are resampled without antialiasing.
 

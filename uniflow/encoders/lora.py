@@ -93,7 +93,7 @@ def plain_copy(module: ModuleT) -> ModuleT:
     its teacher hold them once; else it is a deep copy.
     """
     adapted = [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")]
-    # What deepcopy takes for done already: the parameters as they are, and for each adapted layer the one beneath.
+    # deepcopy takes these as already copied: frozen parameters themselves, and for each adapted layer the plain one.
     memo: dict[int, Any] = {}
     if adapted:
         memo |= {id(parameter): parameter for parameter in module.parameters() if not parameter.requires_grad}
@@ -129,7 +129,7 @@ def merge_adapters(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Ten
         alpha: of the adapters.
 
     Returns:
-        W + alpha / r B A for each adapted layer, computed and kept in float32 at least; the rest as it is.
+        W + alpha / r B A for each adapted layer, computed and kept in at least float32; the rest as it is.
 
     Raises:
         ValueError: if adapters and layers do not fit.

@@ -18,7 +18,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def locate(name: str, filename: str, offline: bool = False) -> Path | None:
-    """The path of one file of a model, or None if the model has none, or none can be had without network.
+    """The path of one file of a model, or None if the model has no such file, or it is not available offline.
 
     Args:
         name: a local directory, or a hub id.
@@ -46,7 +46,7 @@ def read_config(name: str, offline: bool) -> dict[str, Any]:
     """The content of a model's config.json.
 
     Raises:
-        ValueError: if it cannot be had, or is not a JSON object.
+        ValueError: if it cannot be read or fetched, or is not a JSON object.
     """
     path = locate(name, "config.json", offline)
     if path is None:

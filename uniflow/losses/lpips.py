@@ -88,7 +88,7 @@ def read_lpips(weights: str, backbone: str, sha256: str | None = None) -> LPIPSN
         network = LPIPSNetwork(backbone)
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"LPIPS weights: no such file: {weights!r}; docs/decoders.md has the script that makes it"
+            f"LPIPS weights: no such file: {weights!r}; docs/decoders.md has a script that makes it"
         )
     if sha256 is not None:
         with open(weights, "rb") as file:

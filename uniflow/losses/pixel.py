@@ -36,7 +36,7 @@ class PixelLoss(Part):
 
     @abstractmethod
     def forward(self, estimate: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Weighted losses by name, scalars, float32 at least; their sum is minimised.
+        """Weighted losses by name, scalars, at least float32; their sum is minimised.
 
         Args:
             estimate: (B, 3, H, W), nominally in [0, 1], not clamped; gradients flow through it.
@@ -51,7 +51,7 @@ class Perceptual(PixelLoss):
 
     Args:
         weights: safetensors file with the backbone's convolutions (torchvision's keys, "features.0.weight", ...) and
-            the heads (LPIPS's keys, "lin0.model.1.weight", ...). docs/decoders.md has the script that makes it.
+            the heads (LPIPS's keys, "lin0.model.1.weight", ...). docs/decoders.md has a script that makes it.
         backbone: the network that `weights` is for, in torchvision's terms.
         weight: factor on the loss.
         sha256: checksum of the file in hexadecimal; None does not check it.

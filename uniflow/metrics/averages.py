@@ -1,4 +1,4 @@
-"""Means over a whole evaluation, whatever the batches and processes it was cut into."""
+"""Means over a whole evaluation, in any batches and on any number of processes."""
 
 from __future__ import annotations
 

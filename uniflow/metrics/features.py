@@ -83,7 +83,7 @@ class InceptionFeatures(FeatureExtractor):
 
     Args:
         weights: the path of that file.
-        sha256: how the file's SHA-256 has to begin.
+        sha256: first digits of the file's SHA-256.
         name: in the metrics' names.
 
     Raises:
@@ -99,7 +99,7 @@ class InceptionFeatures(FeatureExtractor):
         except ImportError as error:
             raise ImportError("Inception features need torch-fidelity: pip install 'uniflow[fid]'") from error
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        # torch-fidelity unpickles what it is given; it is given a copy that was read safely.
+        # torch-fidelity unpickles its file, so it gets a copy of tensors that were read safely.
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "inception.pth"
             torch.save(state, copy)

@@ -34,7 +34,7 @@ class ReconstructionProtocol:
             They are computed in tests, not in validation.
         features: what set metrics compare by; the embedded encoder if none is given.
         lpips: LPIPS as a further metric of single images.
-        noise_seed: of the noise that flow decoders start from; each image has its own, whatever its batch.
+        noise_seed: of the noise that flow decoders start from; the noise of an image does not depend on its batch.
 
     Raises:
         ValueError: for an unknown metric.
@@ -147,7 +147,7 @@ class Evaluation:
         return results | self._compare_sets()
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """All that the numbers depend on besides the model; call after `compute`."""
+        """Everything that the numbers depend on besides the model; call after `compute`."""
         return {**self.protocol.settings(), "num_images": len(self.rows), "contents": self.contents, **more}
 
     def _compare_sets(self) -> dict[str, float]:

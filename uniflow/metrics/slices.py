@@ -74,7 +74,7 @@ def slice_means(rows: Sequence[Row]) -> list[dict[str, Any]]:
     The slices are, by each of `STATISTICS`, the third of the images that has least of it and the third that has most;
     and, if the names tell at least two first-level folders, each folder. Thirds and no fixed limits, because a
     statistic's range depends on the size and kind of the images; so compare slices of the same images only. Images
-    that are as far as the last of a third belong to it, too; a statistic by which the thirds would meet gives none.
+    that tie with the last of a third also belong to it; a statistic whose thirds would overlap gives no slices.
 
     Args:
         rows: one dict an image, as `Evaluation.rows` after `compute`.

@@ -54,7 +54,7 @@ class FSDP2(ModelParallelStrategy):
         shard_size: processes that share one copy of the model, such as those of a node; there are as many copies as
             world_size / shard_size. None is all processes, one copy.
         gather_dtype: type in which parameters are gathered. "bfloat16" halves the traffic under bf16-mixed precision,
-            where matrix products use that type anyway; norms and position embeddings are rounded to it, too.
+            where matrix products use that type anyway; norms and position embeddings are rounded to it too.
         reshard_after_forward: give a block's parameters back after its forward pass, and gather them again for the
             backward pass. False takes more memory and a third less traffic.
         async_save: write checkpoints in the background; training waits only until they have been copied to the CPU.

@@ -1,4 +1,4 @@
-"""Sums of products over a data set, whatever batches and processes it was cut into."""
+"""Sums of products over a data set, in any batches and on any number of processes."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Regression:
         return solution
 
     def _choose(self, images: Tensor, count: int) -> Tensor:
-        """Places of the tokens to use, (B, tokens): a function of each image, whatever batch it comes in."""
+        """Positions of the tokens to use, (B, tokens): a function of each image alone, not of its batch."""
         if self.tokens is None or self.tokens >= count:
             return torch.arange(count).expand(len(images), -1)
         seeds = [int(digest[:12], 16) for digest in image_digests(images)]

@@ -1,4 +1,4 @@
-"""A tokenizer behind the interfaces that other projects expect; neither of them is needed to use it."""
+"""A tokenizer with the interfaces that other projects expect, without a dependency on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card: what stands as README.md beside a tokenizer's weights, here and on the hub."""
+"""The model card: the README.md in a tokenizer's folder, here and on the hub."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def model_card(parts: Parts, recipe: Mapping[str, Any] | None, results: Mapping[
 def write_card(directory: Path, card: str) -> None:
     """Write `card` as README.md into `directory`.
 
-    Of a README.md that is there, what a user wrote stays: its header, and all that stands before and behind the
-    generated part. One that has no generated part stays as it is.
+    If there is a README.md already, only its generated part is replaced: its header, and the text before and after that
+    part, are the user's. One without a generated part is not changed.
     """
     path = directory / CARD_NAME
     if path.is_file():
@@ -100,7 +100,7 @@ def write_card(directory: Path, card: str) -> None:
 
 
 def read_run(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Recipe and test results of a run's folder, for `model_card`; None for what it does not hold.
+    """Recipe and test results in a run's folder, for `model_card`; None for those that are missing.
 
     Raises:
         ValueError: if one of the files is damaged.

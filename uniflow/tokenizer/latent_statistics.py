@@ -100,7 +100,7 @@ class NormalizedLatents(nn.Module):
             latents: (B, C, h, w).
 
         Returns:
-            The same shape, float32 at least.
+            The same shape, at least float32.
 
         Raises:
             ValueError: if the tokenizer has no statistics.
@@ -109,7 +109,7 @@ class NormalizedLatents(nn.Module):
         return (full_precision(latents) - mean) / std
 
     def denormalize_latents(self, latents: Tensor) -> Tensor:
-        """The inverse of `normalize_latents`, computed in float32 at least, in the type of the tokenizer's parameters.
+        """The inverse of `normalize_latents`, computed in at least float32, in the type of the tokenizer's parameters.
 
         Raises:
             ValueError: if the tokenizer has no statistics.

@@ -97,7 +97,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         Args:
             images: RGB, uint8 or float in [0, 1].
             normalize: whether to bring each channel to mean 0 and variance 1 by the stored latent statistics; the
-                result is float32 at least.
+                result is at least float32.
 
         Raises:
             ValueError: if the images are not RGB batches, or there are no statistics to normalise with.
@@ -250,13 +250,13 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
     ) -> str | None:
         """Write `config.json`, `model.safetensors` and the card `README.md` into a folder.
 
-        Of a card that is there already, only the part that was generated is written anew.
+        If there is a card already, only its generated part is replaced.
 
         Args:
             save_directory: the folder; created if needed.
             config: must be None: a tokenizer has its own config. The mixin's `push_to_hub` passes this argument.
             repo_id: where to push it; the folder's name by default.
-            push_to_hub: whether to upload it, too.
+            push_to_hub: whether to upload it too.
             state_dict: the weights to write; None is the model's own. For models that are sharded.
             model_card_kwargs: `recipe` and `results` for the card, see `uniflow.tokenizer.card.model_card`.
             **push_to_hub_kwargs: of `push_to_hub`.

@@ -100,7 +100,7 @@ PREFIXES = {
     "decoder.head.final_proj.": "flow_head.net.final_layer.linear.",
     "decoder.head.": "flow_head.net.",
 }
-# Within a block: start of the release's name -> replacements behind it.
+# Within a block: start of the release's name -> replacements in the rest of it.
 INFIXES = {
     "encoder.layers.": {".ls1.gamma": ".ls1", ".ls2.gamma": ".ls2"},
     "flow_head.net.res_blocks.": {".norm.": ".in_ln.", ".modulation.": ".adaLN_modulation.1."},

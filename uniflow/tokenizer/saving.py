@@ -66,7 +66,7 @@ def part_classes(config: Mapping[str, Any]) -> dict[str, type[Part]]:
 def without_adapters(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: Mapping[str, type[Part]] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the tokenizer that is saved: of each part what its `plain_state` gives.
+    """Config and tensors of a tokenizer as they are saved: what each part's `plain_state` returns.
 
     Args:
         config: a tokenizer's `config()`.
@@ -112,7 +112,7 @@ def fetch_directory(
         name: "organisation/name".
         revision: branch, tag or commit; None is the main branch.
         cache_dir: folder of the cache instead of the hub's own.
-        token: of a private repository; None takes that of `hf auth login`, where there is one.
+        token: for a private repository; None takes that of `hf auth login`, if there is one.
         force_download: fetch what the cache holds already.
         local_files_only: look into the cache only.
 
@@ -267,7 +267,7 @@ class AllocationLimit(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         for size in _new_storages(func, args, kwargs):
-            self.left -= max(size, 2**15)  # many small ones cost memory and time, too
+            self.left -= max(size, 2**15)  # many small ones also cost memory and time
             if self.left < 0:
                 raise ValueError(f"its config describes a model far larger than its {self.size} bytes of weights")
         return func(*args, **kwargs)
