@@ -91,7 +91,7 @@ def test_losses_between_checks_pass_until_weights_are_saved(tmp_path):
     Breaking.calls = 0
     task = tiny_task(decoder=partial(Breaking, **SIZES))
     recorder = Recorder()
-    with pytest.raises(NonFiniteLossError, match="weights.* are not finite after step 3"):  # at the end at the latest
+    with pytest.raises(NonFiniteLossError, match=r"weights.* are not finite after step 3"):  # at the end at the latest
         fit(task, tiny_scenes(), tmp_path, callbacks=[recorder, Stability(check_every=8)], steps=3)
     assert len(recorder.images) == 3
     with pytest.raises(ValueError, match="check_every"):

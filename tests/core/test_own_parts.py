@@ -53,7 +53,7 @@ def load(class_path):
 
 
 def test_a_module_in_the_current_directory_has_to_be_imported_by_the_user(modules):
-    with pytest.raises(ValueError, match="import my_parts yourself before, or set UNIFLOW_IMPORT=my_parts"):
+    with pytest.raises(ValueError, match="import my_parts yourself first, or set UNIFLOW_IMPORT=my_parts"):
         load("my_parts.Decoder")
     assert "my_parts" not in sys.modules
     import my_parts

@@ -100,7 +100,7 @@ def test_distances_are_computed_in_float32_under_autocast():
     assert low.dtype == torch.float32
     assert low.item() == pytest.approx(0, abs=1e-6)
     assert cosine_distances([h], [-h]).item() == pytest.approx(2, abs=1e-6)
-    with pytest.raises(ValueError, match="as many layers"):
+    with pytest.raises(ValueError, match="same number of layers"):
         cosine_distances([h], [h, h])
     with pytest.raises(ValueError, match="layer 1"):
         cosine_distances([h], [h[:, 1:]])
@@ -122,7 +122,7 @@ def test_schedules_have_closed_forms():
     assert [piecewise(p) for p in (0, 0.3, 0.4, 0.6, 1)] == pytest.approx([1, 1.5, 5, 3, 1])
     with pytest.raises(ValueError, match="must increase"):
         Piecewise([0.5, 0.1], [0, 1])
-    with pytest.raises(ValueError, match="as many values"):
+    with pytest.raises(ValueError, match="same number of values"):
         Piecewise([0.5], [0, 1])
     with pytest.raises(ValueError, match="fraction"):
         Warmup(1.0)

@@ -83,7 +83,7 @@ def test_k_means_and_replaced_entries_are_the_same_everywhere(tmp_path, bottlene
 def test_a_codebook_made_before_the_processes_is_refused(monkeypatch):
     task = tiny_task(bottleneck=VQ)
     task.configure_model()
-    monkeypatch.setattr("uniflow.bottleneck.codebook._processes", lambda: 2)
+    monkeypatch.setattr("uniflow.bottleneck.codebook.world_size", lambda: 2)
     features = torch.randn(1, 32, 4, 4)
     with pytest.raises(ValueError, match=r"processes=1 is trained in 2.*after torch\.distributed is init") as caught:
         task.tokenizer.bottleneck(output_of(features))

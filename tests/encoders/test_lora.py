@@ -13,7 +13,6 @@ from uniflow.core.part import build_part, part_config
 from uniflow.distill import FrozenTeacher
 from uniflow.encoders import SceneViT, TimmEncoder, VisionEncoder
 from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters, plain_copy
-from uniflow.tokenizer.saving import without_adapters
 
 
 def lora(case: str = "scene_vit", **arguments) -> VisionEncoder:
@@ -64,8 +63,9 @@ def test_adapters_alone_are_trained_and_get_a_gradient(case):
 def test_merged_weights_compute_the_same(case):
     adapted = move(lora(case, lora_alpha=6.0)).double()
     images = draw_images(adapted)
-    config, tensors = without_adapters({"encoder": part_config(adapted)}, adapted.state_dict())
-    plain = build_part(config["encoder"], VisionEncoder, weights=None).double()
+    config = part_config(adapted)
+    arguments, tensors = type(adapted).plain_state(config["init_args"], adapted.state_dict())
+    plain = build_part({**config, "init_args": arguments}, VisionEncoder, weights=None).double()
     assert all(p.requires_grad for p in plain.parameters())
     start = plain(images).hidden_states[-1]
     plain.load_state_dict(tensors, strict=True)
@@ -228,14 +228,14 @@ def test_adapters_that_do_not_fit_are_refused():
     down, up = (f"model.blocks.0.attn.proj.lora_{side}.default.weight" for side in "AB")
     for change, message in (
         ({down: torch.zeros(4, 31)}, r"do not fit its weight \(32, 32\)"),
-        ({up: torch.zeros(32, 3)}, "are no pair"),
-        ({down: torch.zeros(0, 32), up: torch.zeros(32, 0)}, "are no pair"),
-        ({up: torch.zeros(32)}, "are no pair"),
+        ({up: torch.zeros(32, 3)}, "do not form a pair"),
+        ({down: torch.zeros(0, 32), up: torch.zeros(32, 0)}, "do not form a pair"),
+        ({up: torch.zeros(32)}, "do not form a pair"),
     ):
         with pytest.raises(ValueError, match=message):
             merge_adapters(tensors | change, 4.0)
     del tensors[up]
-    with pytest.raises(ValueError, match="are no pair"):
+    with pytest.raises(ValueError, match="do not form a pair"):
         merge_adapters(tensors, 4.0)
 
 
@@ -252,5 +252,5 @@ def test_encoder_of_the_page():
     exec(compile(example, "docs/lora.md", "exec"), names)
     encoder = names["MyEncoder"](tune="lora", lora_rank=2)
     assert set(trained(encoder)) == {f"blocks.{i}.0.lora_{side}.default.weight" for i in (0, 1) for side in "AB"}
-    _, tensors = without_adapters({"encoder": part_config(encoder)}, encoder.state_dict())
+    _, tensors = type(encoder).plain_state(part_config(encoder)["init_args"], encoder.state_dict())
     names["MyEncoder"]().load_state_dict(tensors, strict=True)

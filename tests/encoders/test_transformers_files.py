@@ -203,7 +203,7 @@ def test_a_file_without_the_tower_or_with_two(llava):
         ({**TOWERS["clip"], "patch_size": [14, 16]}, r"'clip_vision_model'"),
         ({**TOWERS["internvit"], "image_size": [56, 28]}, r"with image_size .* must be square"),
         ({**TOWERS["siglip"], "num_attention_heads": 5}, "'siglip_vision_model' cannot be built: embed_dim must be"),
-        ({**TOWERS["clip"], "hidden_size": "wide"}, "config is no valid config: .*hidden_size"),
+        ({**TOWERS["clip"], "hidden_size": "wide"}, "config is not a valid config: .*hidden_size"),
     ],
 )  # fmt: skip
 def test_refuses_configs(config, message):
@@ -212,7 +212,7 @@ def test_refuses_configs(config, message):
 
 def test_refuses_broken_directories(llava):
     (llava / "config.json").write_text("{")
-    assert "config.json is no valid JSON" in error_of(str(llava))
+    assert "config.json is not valid JSON" in error_of(str(llava))
     (llava / "config.json").write_text("[]")
     assert "config.json must hold a JSON object" in error_of(str(llava))
     (llava / "config.json").unlink()

@@ -188,7 +188,7 @@ def expand(checkpoint):
         ),
         (
             lambda c: (c["ema"].clear(), c["state_dict"].pop(f"{FC1}.lora_B.default.weight")),
-            "the adapters of encoder.model.blocks.0.mlp.fc1 are no pair",
+            "the adapters of encoder.model.blocks.0.mlp.fc1 do not form a pair",
         ),
         (lambda c: arguments_of(c).update(tune="full"), "lora_rank is for tune 'lora', and tune is 'full'"),
         (

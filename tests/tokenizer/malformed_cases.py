@@ -60,7 +60,7 @@ class Evil:
         return (exec, ("open('canary', 'w').close()",))
 
 
-DAMAGED = "no valid safetensors file"
+DAMAGED = "not a valid safetensors file"
 cases(
     weights_bytes,
     {
@@ -134,7 +134,7 @@ def config_bytes(folder, content):
     (folder / "config.json").write_bytes(content(folder) if callable(content) else content)
 
 
-NO_JSON = "no valid JSON"
+NO_JSON = "not valid JSON"
 cases(
     config_bytes,
     {

@@ -15,7 +15,7 @@ from uniflow.bottleneck import MLPBottleneck
 from uniflow.callbacks import EMA, ResultsFile, TokenizerExport
 from uniflow.decoders import RegressionDecoder
 from uniflow.encoders import DINOv2, SceneViT, TimmEncoder
-from uniflow.tokenizer.card import base_model, model_card, read_run, write_card
+from uniflow.tokenizer.card import model_card, read_run, write_card
 
 GOLDEN = REPOSITORY / "tests" / "fixtures" / "golden_tokenizer"
 
@@ -59,15 +59,15 @@ def test_it_shows_recipe_and_results_as_they_are(golden):
 
 
 def test_the_base_model_is_named_where_the_arguments_tell(golden, monkeypatch):
-    assert base_model(golden.encoder) is None
-    assert base_model(SceneViT()) is None  # the weights of this package, not timm's of that name
+    assert golden.encoder.base_model is None
+    assert SceneViT().base_model is None  # the weights of this package, not timm's of that name
     monkeypatch.setattr("uniflow.encoders.timm_encoder.read_weights", lambda name, weights: None)
     name = "vit_small_patch14_dinov2.lvd142m"
     for encoder in (DINOv2("s14"), TimmEncoder(name)):
         tokenizer = with_encoder(encoder)
-        assert base_model(tokenizer.encoder) == f"timm/{name}"
+        assert tokenizer.encoder.base_model == f"timm/{name}"
         assert ModelCard(model_card(tokenizer.parts, None, None)).data.base_model == f"timm/{name}"
-    assert base_model(TimmEncoder(name, weights=None)) is None
+    assert TimmEncoder(name, weights=None).base_model is None
 
 
 class Family(TimmEncoder):

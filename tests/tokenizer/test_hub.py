@@ -120,9 +120,9 @@ def test_what_exists_here_wins(cache, monkeypatch, tmp_path):
             "runs/tokeniser",
             "there is no such folder or checkpoint here, and Hugging Face's hub cannot be reached",
         ),
-        ("runs/mine/tokeniser", "no name on Hugging Face's hub either"),
-        ("/nowhere/tokenizer", "no name on Hugging Face's hub either"),
-        ("../tokenizer", "no name on Hugging Face's hub either"),
+        ("runs/mine/tokeniser", "nor a valid name on the Hugging Face hub"),
+        ("/nowhere/tokenizer", "nor a valid name on the Hugging Face hub"),
+        ("../tokenizer", "nor a valid name on the Hugging Face hub"),
         ("tokeniser", "a name such as organisation/name"),
     ],
 )
@@ -253,4 +253,4 @@ def test_what_cannot_be_pushed_gives_one_line(cache, run, capfd, monkeypatch):
     assert f"cannot upload to {NAME}" in refused(capfd, "push", "run", NAME)  # offline
     (run / "tokenizer" / "model.safetensors").write_bytes(b"")
     monkeypatch.setattr(HfApi, "create_repo", lambda *a, **k: pytest.fail("uploaded"))
-    assert "no valid safetensors file" in refused(capfd, "push", "run", NAME)
+    assert "not a valid safetensors file" in refused(capfd, "push", "run", NAME)

@@ -88,7 +88,7 @@ def test_reconstruct_takes_it_by_default(tmp_path, capsys):
 def test_a_folder_of_that_name_wins(tmp_path, monkeypatch):
     (tmp_path / "embedded").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"embedded is no tokenizer: it has no config.json"):
+    with pytest.raises(FileNotFoundError, match=r"embedded is not a tokenizer: it has no config.json"):
         Tokenizer.from_pretrained("embedded")
 
 

@@ -98,7 +98,7 @@ def _nothing(folder):
 NAME = "chal_proj.c_fc.weight"
 DAMAGES = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "no valid JSON"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "must hold a JSON object"),
     "a field less": (_change_config(latent_ch=None), "lacks fields of the UniFlow release's config: latent_ch"),
     "another model": (_change_config(model_type="intern_vit_6b"), "model_type must be 'uniflow', not 'intern_vit_6b'"),
@@ -133,7 +133,7 @@ DAMAGES = {
     "all wrong": (_change_tensors(lambda t: {f"model.{k}": v for k, v in t.items()}), "and 255 more"),
     "no weights": (_nothing, "neither model.safetensors nor model.safetensors.index.json"),
     "pickled": (_pickled, "pickled weights only (pytorch_model.bin)"),
-    "pickle in disguise": (_disguised, "no valid safetensors file"),
+    "pickle in disguise": (_disguised, "not a valid safetensors file"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The base class of bottlenecks: hidden states -> latents."""
+"""Base class of bottlenecks: hidden states -> latents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ class Bottleneck(Part):
         codebook_size: entries of each codebook; None if the latents are continuous.
         num_codebooks: codebooks K, so indices of one latent; None if the latents are continuous.
         start_scale: standard deviation of the latents, before any quantisation, that a regression start aims at.
-        entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     spec: LatentSpec
@@ -43,13 +42,13 @@ class Bottleneck(Part):
         """
 
     def indices(self, output: EncoderOutput) -> Tensor:
-        """The codebook entries that stand for what the encoder gave. Changes nothing, in training mode neither.
+        """The codebook entries that stand for what the encoder gave. Changes nothing, not even in training mode.
 
         Args:
             output: as for `forward`.
 
         Returns:
-            Indices from 0 to codebook_size - 1, int64, (B, h', w', K), for one codebook too.
+            Indices from 0 to codebook_size - 1, int64, (B, h', w', K), also for a single codebook.
 
         Raises:
             ValueError: if the bottleneck is continuous.
@@ -99,7 +98,7 @@ class Bottleneck(Part):
         raise ValueError(self._no_shortcut())
 
     def check_linear_start(self) -> None:
-        """Nothing, if there is a linear path; to be overridden where that is not called `shortcut`.
+        """Do nothing if there is a linear path; override this if it is not called `shortcut`.
 
         Raises:
             ValueError: if there is none.
@@ -113,10 +112,10 @@ class Bottleneck(Part):
         return False
 
     def calibrate(self, means: Tensor, stds: Tensor) -> None:
-        """Take what the encoder's hidden states look like on training images; by default of no use.
+        """Take statistics of the encoder's hidden states on training images; ignored by default.
 
         Args:
-            means: of each channel of all L layers, and of the embeddings where there are any, (L + 1, D).
+            means: of each channel of all L layers, and of the embeddings if there are any, (L + 1, D).
             stds: standard deviation of the values of each around those means, (L + 1,).
         """
 

@@ -1,4 +1,4 @@
-"""One learned codebook: vector-quantize-pytorch keeps and moves the entries, this module says when."""
+"""One learned codebook: vector-quantize-pytorch holds and updates the entries, this module decides when."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.bottleneck.quantized import import_library
+from uniflow.core.distributed import world_size
 from uniflow.layers.precision import without_autocast
 
 
@@ -56,10 +57,11 @@ class Codebook(nn.Module):
         if learnable and cosine:
             raise ValueError(f"{user} has no learnable codebook with cosine: choose one of the two")
         self.commitment_weight = commitment_weight
+        self.user = user
         self.learnable = learnable
-        self.writes_parameters = learnable and (kmeans_init or dead_code_threshold > 0)
+        self.writes_entries = learnable and (kmeans_init or dead_code_threshold > 0)
         self.cosine = cosine
-        self.processes = _processes()
+        self.processes = world_size()
         self.quantizer = import_library(user).VectorQuantize(
             dim,
             size,
@@ -69,12 +71,24 @@ class Codebook(nn.Module):
             use_cosine_sim=cosine,
             kmeans_init=kmeans_init,
             threshold_ema_dead_code=dead_code_threshold,
-            # Asked for here: the library remembers its first answer for as long as the program runs.
+            # Given here: the library would ask only once in a program.
             sync_codebook=self.processes > 1,
             # Losses and gradients are below: the library's send gradients into statistics and buffers.
             commitment_weight=0.0,
             rotation_trick=False,
         )
+
+    def check_shardable(self) -> None:
+        """Do nothing if only the optimizer writes the entries.
+
+        Raises:
+            ValueError: if training writes entries that are a parameter: it would reach the gathered copies only.
+        """
+        if self.writes_entries:
+            raise ValueError(
+                f"{self.user} writes entries of its learnable codebook in training, which sharding would lose: set "
+                "learnable to false, or kmeans_init to false and dead_code_threshold to 0, or trainer.strategy to ddp"
+            )
 
     def forward(self, vectors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of training.
@@ -90,9 +104,9 @@ class Codebook(nn.Module):
         Raises:
             ValueError: if training is distributed, but was not yet when this codebook was made.
         """
-        if _processes() != self.processes:
+        if world_size() != self.processes:
             raise ValueError(
-                f"a codebook made for processes={self.processes} is trained in {_processes()}, where copies would "
+                f"a codebook made for processes={self.processes} is trained in {world_size()}, where copies would "
                 "drift apart: build the model after torch.distributed is initialised"
             )
         with without_autocast(vectors.device):
@@ -117,8 +131,3 @@ class Codebook(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Indices (...) -> entries (..., dim)."""
         return F.embedding(indices, self.quantizer.codebook)
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

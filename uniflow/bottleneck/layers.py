@@ -63,7 +63,7 @@ class LayerFusion(nn.Module):
         """Take what hidden states look like on training images.
 
         Args:
-            means: of each channel of all L layers, and of the embeddings where there are any, (L + 1, D).
+            means: of each channel of all L layers, and of the embeddings if there are any, (L + 1, D).
             stds: standard deviation of the values of each around those means, (L + 1,).
         """
         chosen = list(self.indices)
@@ -72,7 +72,7 @@ class LayerFusion(nn.Module):
 
     def forward(self, output: EncoderOutput) -> Tensor:
         """The feature map (B, h, w, channels), channels last."""
-        states = [self._normalized(self._state(output, index), place) for place, index in enumerate(self.indices)]
+        states = [self._normalized(self._state(output, index), position) for position, index in enumerate(self.indices)]
         if self.weights is not None:
             states = [state * weight for state, weight in zip(states, self.weights, strict=True)]
         if len(states) == 1:
@@ -90,17 +90,17 @@ class LayerFusion(nn.Module):
             raise ValueError("layers: this encoder gives no embeddings; name its blocks by number")
         return output.embeddings
 
-    def _normalized(self, tokens: Tensor, place: int) -> Tensor:
+    def _normalized(self, tokens: Tensor, position: int) -> Tensor:
         if self.normalize is None:
             return tokens
         if self.normalize == "token":
             return normalize_tokens(tokens)
         dtype = full_dtype(tokens.dtype)
-        return ((tokens.to(dtype) - self.mean[place]) * self.scale[place]).to(tokens.dtype)
+        return ((tokens.to(dtype) - self.mean[position]) * self.scale[position]).to(tokens.dtype)
 
 
 def normalize_tokens(tokens: Tensor) -> Tensor:
-    """A layer norm without parameters over the channels of tokens (..., D), computed in float32 at least."""
+    """A layer norm without parameters over the channels of tokens (..., D), computed in at least float32."""
     exact = full_precision(tokens)
     return F.layer_norm(exact, exact.shape[-1:]).to(tokens.dtype)
 

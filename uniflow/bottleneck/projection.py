@@ -95,7 +95,7 @@ class ProjectedBottleneck(Bottleneck):
         self.fusion.calibrate(means, stds)
 
     def project(self, output: EncoderOutput) -> Tensor:
-        """The projection of what the encoder gave, (B, h / merge, w / merge, outputs), channels last.
+        """The projection of the encoder's output, (B, h / merge, w / merge, outputs), channels last.
 
         Raises:
             ValueError: if `merge` does not divide the grid.

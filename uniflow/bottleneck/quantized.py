@@ -14,7 +14,7 @@ from uniflow.layers.precision import full_precision
 
 
 class QuantizedBottleneck(ProjectedBottleneck):
-    """Base class of bottlenecks whose latents are entries of K codebooks, in float32 at least.
+    """Base class of bottlenecks whose latents are entries of K codebooks, in at least float32.
 
     A subclass implements the three steps below on tokens with their channels last. In evaluation mode `forward` looks
     up what `nearest` finds, so `from_indices(indices(output))` are its latents, bit for bit.

@@ -27,9 +27,9 @@ class VQBottleneck(QuantizedBottleneck):
         codebook_dim: channels of an entry, so of a latent.
         commitment_weight: factor on the commitment loss (beta of the paper).
         decay: of the moving averages.
-        learnable: train the entries by gradients in place of moving averages.
+        learnable: train the entries by gradients instead of moving averages.
         cosine: latents and entries of length 1, compared by their cosine (arXiv 2110.04627, section 3.2).
-        kmeans_init: begin with k-means of the first training batch, in place of uniformly drawn entries.
+        kmeans_init: begin with k-means of the first training batch, instead of uniformly drawn entries.
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none. Even use would give each entry (tokens in a step) / codebook_size.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
@@ -68,6 +68,9 @@ class VQBottleneck(QuantizedBottleneck):
             dead_code_threshold=dead_code_threshold,
         )
 
+    def check_shardable(self) -> None:
+        self.codebook.check_shardable()
+
     def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return self.codebook(tokens)
 
@@ -81,8 +84,8 @@ class VQBottleneck(QuantizedBottleneck):
 class MultiVQBottleneck(QuantizedBottleneck):
     """Several codebooks for each latent: one for each chunk of its channels, or one for what the one before left.
 
-    Chunks: the latent is cut into K equal parts, each quantised by a codebook of its own (UniTok, arXiv 2502.20321,
-    section 3; without its attention in place of the projection). Residual: each codebook quantises the rest that the
+    Chunks: the latent is cut into K equal parts, each quantised by its own codebook (UniTok, arXiv 2502.20321,
+    section 3; without the attention that projects there). Residual: each codebook quantises the rest that the
     sum of those before it leaves (residual vector quantisation, arXiv 2107.03312, algorithm 1). Each codebook is as in
     `VQBottleneck`; the losses are means over the codebooks.
 
@@ -90,13 +93,13 @@ class MultiVQBottleneck(QuantizedBottleneck):
         encoder: spec of the encoder in front.
         num_codebooks: codebooks K.
         codebook_size: entries of each codebook.
-        codebook_dim: channels of an entry; a latent has K times as many, or with `residual` as many.
-        residual: quantise rests in place of chunks.
+        codebook_dim: channels of an entry; a latent has K times this number, or with `residual` this number.
+        residual: quantise rests instead of chunks.
         commitment_weight: factor on the commitment loss.
         decay: of the moving averages.
-        learnable: train the entries by gradients in place of moving averages.
+        learnable: train the entries by gradients instead of moving averages.
         cosine: chunks and entries of length 1, compared by their cosine; not with `residual`, whose rests have lengths.
-        kmeans_init: begin with k-means of the first training batch, in place of uniformly drawn entries.
+        kmeans_init: begin with k-means of the first training batch, instead of uniformly drawn entries.
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
@@ -145,6 +148,9 @@ class MultiVQBottleneck(QuantizedBottleneck):
             )
             for _ in range(num_codebooks)
         )
+
+    def check_shardable(self) -> None:
+        self.codebooks[0].check_shardable()  # all have the same settings
 
     def quantize(self, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         terms: list[dict[str, Tensor]] = []

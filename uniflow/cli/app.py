@@ -22,6 +22,7 @@ from uniflow.cli.parser import Parser
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
 from uniflow.core.errors import one_line
+from uniflow.core.imports import import_plugins
 from uniflow.tasks import FeatureTask, Pretraining, Task, TokenizerTask
 
 # Callbacks of every run: top-level option -> class. `--KEY null` drops one, `--KEY.argument value` configures it.
@@ -78,6 +79,8 @@ def prepare() -> None:
     swap.install()
     for package in PACKAGES:
         importlib.import_module(package)
+    with user_errors():
+        import_plugins()
 
 
 class UniflowCLI(LightningCLI):

@@ -1,4 +1,4 @@
-"""Files and folders that a kill leaves whole: the old one or the new one, never half of one."""
+"""Atomic writes: after a kill, a file or folder is the old one or the new one, never half of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write a file or a folder to, which is moved to `path` when the block ends.
+    """Yield a temporary path to write a file or a folder to; it is renamed to `path` when the block ends.
 
-    If the block raises, `path` is as it was. One process writes; where several write one folder together, each writes
-    into `beside(path)`, and one of them calls `put_in_place` when all have finished.
+    If the block raises, `path` stays as it was. For one process; if several write one folder together, each writes into
+    `beside(path)`, and one of them calls `put_in_place` when all have finished.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = beside(path)
@@ -28,24 +28,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def beside(path: Path) -> Path:
-    """Where that is written which is to become `path`."""
+    """Temporary path that `put_in_place` renames to `path`."""
     return path.with_name(f"{path.name}.part")
 
 
 def aside(path: Path) -> Path:
-    """Where the old `path` is for the moment in which a folder takes its place."""
+    """Where `put_in_place` keeps the old folder while it renames the new one."""
     return path.with_name(f"{path.name}.previous")
 
 
 def put_in_place(path: Path) -> None:
     """Move `beside(path)` to `path`.
 
-    A file is replaced in one step. A folder cannot be: the old one is moved aside, the new one into its place. A kill
-    between the two leaves no `path`, but `aside(path)`, which `existing` finds and `recover` moves back.
+    A file is replaced in one step. A folder takes two: the old one is renamed to `aside(path)`, then the new one to
+    `path`. After a kill between the two, `existing` finds the old one and `recover` moves it back.
     """
     new, old = beside(path), aside(path)
     if new.is_file():
-        with open(new, "rb") as file:  # on the disk before the name points to it, so that power cuts are covered, too
+        with open(new, "rb") as file:  # on disk before the name points to it, in case of a power cut
             os.fsync(file.fileno())
     if path.exists() and (path.is_dir() or new.is_dir()):
         _remove(old)
@@ -55,12 +55,12 @@ def put_in_place(path: Path) -> None:
 
 
 def existing(path: Path) -> Path | None:
-    """`path`, or what a kill has left of it; None if there is nothing."""
-    return next((found for found in (path, aside(path)) if found.exists()), None)
+    """`path`, or after a kill its old folder; None if there is neither."""
+    return next((candidate for candidate in (path, aside(path)) if candidate.exists()), None)
 
 
 def recover(path: Path) -> None:
-    """Put right what a kill has left of a write of `path`; for the process that alone writes it."""
+    """Clean up after a write of `path` that was killed; call it in one process only."""
     if not path.exists() and aside(path).exists():
         os.rename(aside(path), path)
     _remove(aside(path))

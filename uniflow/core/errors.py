@@ -14,3 +14,8 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if limit is None else textwrap.shorten(text, limit, placeholder=" ...")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, for libraries that write pages; the name of its class without text."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -87,6 +87,6 @@ class _MovedFinder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let `import` find moved modules; behind all other finders, so that a file that exists wins."""
+    """Let `import` find moved modules; after all other finders, so that a file that exists wins."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

@@ -10,7 +10,7 @@ from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from uniflow.core.errors import one_line
 from uniflow.core.imports import class_path, import_part
@@ -18,16 +18,22 @@ from uniflow.core.specs import EncoderSpec, LatentSpec
 
 
 class Part(nn.Module, ABC):
-    """Base class of encoders, bottlenecks and decoders.
+    """Base class of encoders, bottlenecks, decoders and pixel losses.
 
     A part's constructor takes plain values (numbers, strings, booleans, lists, dataclasses of them) besides the spec of
     the part before it. They are recorded as `init_args`, and `part_config` turns them into the `class_path` /
-    `init_args` form that LightningCLI's YAML uses as well.
+    `init_args` form that LightningCLI's YAML also uses.
+
+    Attributes:
+        init_args: the arguments that the part was built with, by name, defaults included.
+        earlier_defaults: arguments that are new or have a new default: the values that a saved config stands for if it
+            does not name them.
+        entry_points: methods besides `forward` through which others use the parameters; sharding gathers them there.
     """
 
     init_args: dict[str, Any]
-    # Arguments whose default has changed, or that are new: what a saved config that does not name them was made with.
     earlier_defaults: ClassVar[Mapping[str, Any]] = {}
+    entry_points: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         self = super().__new__(cls)
@@ -47,20 +53,48 @@ class Part(nn.Module, ABC):
     def record_defaults(self, base: type[Part]) -> None:
         """Record the defaults of `base`'s constructor for arguments that came here as `**kwargs` or not at all.
 
-        For subclasses that hand `**kwargs` on, so that what is saved does not change when a default does.
+        For subclasses that pass `**kwargs` on, so that what is saved does not change when a default does. Arguments
+        that this class's constructor does not take are skipped.
         """
-        own = inspect.signature(type(self).__init__).parameters
+        own, taken = inspect.signature(type(self).__init__).parameters, constructor_arguments(type(self))
         for name, parameter in inspect.signature(base.__init__).parameters.items():
-            if parameter.default is not inspect.Parameter.empty and name not in own:
+            if parameter.default is not inspect.Parameter.empty and name not in own and name in taken:
                 self.init_args.setdefault(name, parameter.default)
 
     def record_resolved(self, **values: Any) -> None:
         """Record what arguments that may be null stand for, so that what is saved does not change when a default does.
 
-        Values that this class's constructor does not take as arguments are passed over.
+        Arguments that this class's constructor does not take are skipped.
         """
         taken = constructor_arguments(type(self))
         self.init_args |= {name: value for name, value in values.items() if name in taken}
+
+    @classmethod
+    def plain_state(
+        cls, arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Arguments and tensors to save for a trained part: both unchanged, unless a subclass saves a simpler part.
+
+        A class method: a checkpoint is made plain before its parts are built.
+
+        Args:
+            arguments: the part's `init_args` as plain values, from a file that may hold anything.
+            tensors: its state dict; not changed.
+
+        Returns:
+            Arguments and state dict of a part that computes the same.
+
+        Raises:
+            ValueError: if the two do not fit together.
+        """
+        return dict(arguments), dict(tensors)
+
+    def check_shardable(self) -> None:
+        """Do nothing if FSDP2 can shard the part, as by default; override this if it cannot.
+
+        Raises:
+            ValueError: saying why not, and what to set instead.
+        """
 
 
 PartT = TypeVar("PartT", bound=Part)
@@ -70,7 +104,7 @@ def part_config(part: Part) -> dict[str, Any]:
     """The `class_path` and JSON-ready `init_args` from which `build_part` makes the same architecture again."""
     cls = own_class(part)
     # In the order of the constructor, however they came to be recorded: equal parts have equal files.
-    order = {name: place for place, name in enumerate(constructor_arguments(cls))}
+    order = {name: position for position, name in enumerate(constructor_arguments(cls))}
     arguments = sorted(part.init_args.items(), key=lambda item: order.get(item[0], len(order)))
     return {
         "class_path": class_path(cls),
@@ -79,12 +113,12 @@ def part_config(part: Part) -> dict[str, Any]:
 
 
 def own_class(part: nn.Module) -> type:
-    """The class that a part was made of; sharding puts another in front of it."""
+    """The class that a part was made from; sharding replaces it by a subclass."""
     return next(c for c in type(part).__mro__ if not any(b.__name__ == "FSDPModule" for b in (c, *c.__bases__)))
 
 
 def constructor_arguments(cls: type[Part]) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The arguments of a part's constructor and of those that it hands `**kwargs` on to: name -> parameter, type."""
+    """The arguments of a part's constructor and of those that it passes `**kwargs` on to: name -> parameter, type."""
     arguments: dict[str, tuple[inspect.Parameter, Any]] = {}
     for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
         try:
@@ -110,7 +144,7 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
         **overrides: arguments that replace those of `config`.
 
     Raises:
-        ValueError: if the class cannot be imported, is no `base`, or does not take these arguments. Nothing is
+        ValueError: if the class cannot be imported, is not a `base`, or does not take these arguments. Nothing is
             instantiated before the class has been checked.
     """
     cls, given = import_part(config, base), config.get("init_args", {})
@@ -128,12 +162,12 @@ def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overr
         return cls(*spec, **arguments)
     except (ValueError, OSError, ImportError):
         raise
-    except Exception as error:  # a constructor that is given what it was not made for raises anything
+    except Exception as error:  # a constructor may raise anything for values it was not made for
         raise ValueError(f"{path} cannot be built with its init_args: {one_line(error, 400)}") from error
 
 
 def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: Mapping[str, Any], path: str) -> None:
-    """Refuse values of a wrong type, which constructors leave to the command line's parser and use only later."""
+    """Refuse values of a wrong type. Constructors do not check them: usually the command line's parser does."""
     for name, value in arguments.items():
         parameter, hint = known.get(name, (None, Any))
         if not _fits(value, hint) and not (parameter is not None and value == parameter.default):
@@ -141,7 +175,7 @@ def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: 
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is one of the type `hint`; True for hints that are not about plain values."""
+    """Whether a value from JSON is one of the type `hint`; True for hints of other than plain values."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
@@ -155,7 +189,7 @@ def _fits(value: Any, hint: Any) -> bool:
         fixed = origin is tuple and inner[-1] is not Ellipsis
         if not isinstance(value, list | tuple) or (fixed and len(value) != len(inner)):
             return False
-        return all(_fits(item, inner[place if fixed else 0]) for place, item in enumerate(value))
+        return all(_fits(item, inner[position if fixed else 0]) for position, item in enumerate(value))
     return True
 
 

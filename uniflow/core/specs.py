@@ -1,4 +1,4 @@
-"""What one part tells the next about its output, and what an encoder hands on."""
+"""What one part tells the next about its output, and what an encoder passes on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EncoderSpec(FeatureSpec):
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """What a bottleneck gives to a decoder: latents (B, channels, H / patch_size, W / patch_size).
+    """What a bottleneck outputs: latents (B, channels, H / patch_size, W / patch_size).
 
     Attributes:
         channels: channels C of a latent.
@@ -62,7 +62,7 @@ class EncoderOutput:
         prefix_tokens: for each block its output on class and register tokens, (B, P, D); P can be 0.
         grid: rows h and columns w of the patch grid; N = h * w.
         embeddings: patch tokens before the first block, (B, N, D), which most ViTs compute linearly from the pixels;
-            without position embeddings, or with them where a library gives no others. None if an encoder gives none.
+            without position embeddings, or with them if a library gives only those. None if an encoder gives none.
     """
 
     hidden_states: tuple[Tensor, ...]

@@ -1,4 +1,4 @@
-"""Decoders: latents -> pixels; and losses on the painted images."""
+"""Decoders: latents -> pixels; and losses on the decoded images."""
 
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.conv import ConvDecoder

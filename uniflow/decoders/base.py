@@ -1,4 +1,4 @@
-"""The base class of pixel decoders: latents in, pixels out. Nothing about flows here."""
+"""Base class of pixel decoders: latents in, pixels out. It knows nothing about flows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ class PixelDecoder(Part):
 
     Attributes:
         spec: channels and patch size of the latents.
-        entry_points: methods besides `forward` through which others use the decoder's parameters; sharding gathers
-            them there.
         shortcut: a linear path from latents to pixels, or None; optional.
-        last_layer: name of the layer that ends the rest of the network: with zeros there the shortcut paints alone.
+        last_layer: name of the last layer beside the shortcut: if it is zero, only the shortcut's output is left.
     """
 
     spec: LatentSpec
@@ -37,25 +35,25 @@ class PixelDecoder(Part):
 
         Args:
             latents: (B, C, h, w).
-            images: the pixels to paint, float in [0, 1], (B, 3, h * patch_size, w * patch_size).
+            images: the true pixels, float in [0, 1], (B, 3, h * patch_size, w * patch_size).
         """
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Training losses, and a differentiable one-step estimate of the images that losses on pixels can judge.
 
-        A decoder whose loss already predicts the images overrides this and spares the second pass.
+        A decoder whose loss already predicts the images overrides this and saves the second pass.
 
         Args:
             latents: (B, C, h, w).
             images: as for `loss`.
 
         Returns:
-            What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, float32 at least.
+            What `loss` gives, and the estimate (B, 3, H, W), nominally in [0, 1], not clamped, at least float32.
         """
         return self.loss(latents, images), self.decode(latents, steps=1)
 
     def linear_start(self, weight: Tensor, bias: Tensor, error: Tensor) -> dict[str, Tensor]:
-        """The parameters and buffers with which one step paints the patches `latents @ weight.T + bias`.
+        """The parameters and buffers with which one step gives the patches `latents @ weight.T + bias`.
 
         The task's `start: regression` needs it. A decoder without `shortcut` and `last_layer` may override it.
 
@@ -77,7 +75,7 @@ class PixelDecoder(Part):
         return values | {f"{self.last_layer}.{name}": weight.new_zeros(p.shape) for name, p in rest}
 
     def check_linear_start(self) -> None:
-        """Nothing, if there is a linear path; to be overridden where that is not called `shortcut`.
+        """Do nothing if there is a linear path; override this if it is not called `shortcut`.
 
         Raises:
             ValueError: if there is none.
@@ -95,19 +93,19 @@ class PixelDecoder(Part):
             generator: source of the noise.
 
         Returns:
-            Standard normal (B, 3, H, W), float32 at least; None for a deterministic decoder.
+            Standard normal (B, 3, H, W), at least float32; None for a deterministic decoder.
         """
         return None
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        """What painting each place needs to know, as an image.
+        """What decoding each patch needs to know, as an image.
 
-        A decoder with a part that looks at the whole picture and another that paints each place on its own overrides
-        this and `decode_context`. Tiled decoding can then run the first part on the whole picture, or give it one tile
-        at a time and the tile's place.
+        A decoder with one part that sees the whole image and another that decodes each patch by itself overrides this
+        and `decode_context`. Tiled decoding can then run the first part on the whole image, or on one tile at a time
+        with the tile's position.
 
         Args:
-            latents: (B, C, h, w), of the whole picture.
+            latents: (B, C, h, w), of the whole image.
             window: the rows and columns to give the context of, as if no other latents were there; None is all.
 
         Returns:
@@ -123,7 +121,7 @@ class PixelDecoder(Part):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Paint what `context` describes; `decode(latents)` is `decode_context(context(latents))`.
+        """Decode what `context` gave; `decode(latents)` is `decode_context(context(latents))`.
 
         Args:
             context: (B, K, h, w), what `context` gave, or a window cut from it.
@@ -146,7 +144,7 @@ class PixelDecoder(Part):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Paint the images.
+        """Decode latents to images.
 
         Args:
             latents: (B, C, h, w).

@@ -62,7 +62,7 @@ class ConvDecoder(DirectDecoder):
         self.layers = nn.Sequential(*layers)
         self.last_layer = f"layers.{len(layers) - 1}"
 
-    def paint(self, latents: Tensor) -> Tensor:
+    def predict(self, latents: Tensor) -> Tensor:
         return self.layers(latents)
 
 

@@ -1,4 +1,4 @@
-"""What decoders share that paint in one go and are trained on the distance of pixels."""
+"""What deterministic decoders share that are trained on the distance of pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
 class DirectDecoder(PixelDecoder):
-    """Base class of deterministic decoders. A subclass implements `paint`.
+    """Base class of deterministic decoders. A subclass implements `predict`.
 
     Args:
         latent: spec of the latents.
@@ -40,7 +40,7 @@ class DirectDecoder(PixelDecoder):
             self.shortcut = LinearShortcut(latent.channels, latent.patch_size, (0.5,) * 3, (0.5,) * 3)
 
     @abstractmethod
-    def paint(self, latents: Tensor) -> Tensor:
+    def predict(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> pixels (B, 3, h * patch_size, w * patch_size), nominally in [-1, 1]."""
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
@@ -48,8 +48,8 @@ class DirectDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the pictures that it judged."""
-        pixels = self._paint(latents)
+        """`loss`, and the images that it judged."""
+        pixels = self._prediction(latents)
         with without_autocast(images.device):
             loss = _DISTANCES[self.distance](pixels, (images * 2 - 1).to(pixels.dtype))
         return {self.distance: loss}, pixels * 0.5 + 0.5
@@ -62,10 +62,10 @@ class DirectDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self._paint(latents) * 0.5 + 0.5
+        return self._prediction(latents) * 0.5 + 0.5
 
-    def _paint(self, latents: Tensor) -> Tensor:
-        """`paint` in float32 at least, and the linear path if there is one."""
-        pixels = self.paint(latents)
+    def _prediction(self, latents: Tensor) -> Tensor:
+        """`predict` in at least float32, and the linear path if there is one."""
+        pixels = self.predict(latents)
         pixels = full_precision(pixels)
         return pixels if self.shortcut is None else pixels + self.shortcut.image(latents)

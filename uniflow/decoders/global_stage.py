@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from uniflow.layers.grid import PositionEmbedding, Window, cut
+from uniflow.layers.grid import PositionEmbedding, Window, cut, to_tokens
 from uniflow.layers.init import preserve_variance_
 
 
@@ -49,7 +48,7 @@ class GlobalStage(nn.Module):
         """Latents (B, channels, h, w) -> condition (B, h w, width); of a `window` of them, seeing nothing else."""
         grid = (latents.shape[-2], latents.shape[-1])
         offsets = self.position_in.draw_offsets(latents.shape[0])
-        tokens = self.up(rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        tokens = self.up(to_tokens(cut(latents, window)))
         tokens = self.position_in(tokens, grid, window, offsets)
         for block in self.blocks:
             tokens = block(tokens)

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from uniflow.core.specs import LatentSpec
@@ -26,14 +25,14 @@ from uniflow.flow import (
     velocity_to_data,
 )
 from uniflow.layers.adaln import PatchMLP
-from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.grid import Window, cut, image_shape, patchify, to_image, to_tokens, unpatchify
 from uniflow.layers.precision import full_dtype, without_autocast
 
 
 class PatchFlowDecoder(PixelDecoder):
     """Patch-wise pixel flow decoder (arXiv 2510.10575): C = GTB(up(z) + PE) + PE', then v(x_t, t, c) in each patch.
 
-    At t = 0 the best velocity yields E[x | c], so one Euler step paints the expected patch.
+    At t = 0 the best velocity yields E[x | c], so one Euler step gives the expected patch.
 
     Args:
         latent: spec of the latents.
@@ -49,7 +48,7 @@ class PatchFlowDecoder(PixelDecoder):
             shows the patch, the velocity's error is the patch's divided by a small 1 - t.
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)).
         end_point_mass: share of training times at exactly t = 0, where one-step decoding lives.
-        condition_dropout: probability in training that a picture's condition is replaced by zeros; guidance needs it.
+        condition_dropout: probability in training that an image's condition is replaced by zeros; guidance needs it.
         guidance: classifier-free guidance when decoding; 1 is none.
         steps: sampler steps of `decode` where it is given none.
         step_schedule: "linear", or "power" with exponent `step_power`.
@@ -62,7 +61,7 @@ class PatchFlowDecoder(PixelDecoder):
             `start: regression` writes its solution there. Of a network that predicts velocities it is the
             velocity that leads to those pixels, see `LinearShortcut.velocity`.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
 
     Raises:
         ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
@@ -127,15 +126,15 @@ class PatchFlowDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the clean pictures that the same prediction implies: x_t + (1 - t) v in each patch.
+        """`loss`, and the clean images that the same prediction implies: x_t + (1 - t) v in each patch.
 
         Every patch has its own time t, so its estimate has seen that much of the true patch; at t = 0 it is what
-        `decode` paints in one step without guidance. A dropped condition is dropped here, too.
+        `decode` gives in one step without guidance. A dropped condition is dropped here, too.
         """
         data = patchify((images - self._pixels(self.pixel_mean, images)) / self._pixels(self.pixel_std, images), self.p)
         noise, t = self.draw(data)
         loss, patches = self._loss_and_patches(self.condition(latents), data, noise, t)
-        return {"flow": loss}, self._paint(patches, (latents.shape[-2], latents.shape[-1]))
+        return {"flow": loss}, self._to_images(patches, (latents.shape[-2], latents.shape[-1]))
 
     def draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Noise (B, N, 3 p^2) and times (B, N) for the patches `data` (B, N, 3 p^2) of one training batch."""
@@ -148,7 +147,7 @@ class PatchFlowDecoder(PixelDecoder):
         return torch.randn_like(data), times.to(data.dtype)
 
     def flow_loss(self, condition: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in float32 at least; times (1 - t)^2 on "data".
+        """Mean over all elements of |v(x_t, t, c) - (x - eps)|^2, in at least float32; times (1 - t)^2 on "data".
 
         Args:
             condition: what `condition` gives for each patch, (..., K).
@@ -182,7 +181,7 @@ class PatchFlowDecoder(PixelDecoder):
         K is the width; with a shortcut the latents follow, and K is that many channels more.
         """
         tokens = self.global_stage(latents, window)
-        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        return join(self.shortcut, tokens, to_tokens(cut(latents, window)))
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """v(x_t, t, c) of noisy patches (..., 3 p^2) at times (...) under conditions (..., K)."""
@@ -217,13 +216,13 @@ class PatchFlowDecoder(PixelDecoder):
     def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         if self.start == "zero":
             return None
-        # The path is integrated in float32 at least, whatever the latents' type.
+        # The path is integrated in at least float32, whatever the latents' type.
         dtype = full_dtype(latents.dtype)
-        return torch.randn(self._image_shape(latents), device=latents.device, dtype=dtype, generator=generator)
+        return torch.randn(image_shape(latents, self.p), device=latents.device, dtype=dtype, generator=generator)
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
         tokens = self.condition(latents, window)
-        return rearrange(tokens, "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
+        return to_image(tokens, cut(latents, window).shape[-2])
 
     def decode_context(
         self,
@@ -233,14 +232,14 @@ class PatchFlowDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        shape, dtype = self._image_shape(context), full_dtype(context.dtype)
+        shape, dtype = image_shape(context, self.p), full_dtype(context.dtype)
         if noise is None:
             noise = self.draw_noise(context, generator)
         if noise is None:
             noise = torch.zeros(shape, device=context.device, dtype=dtype)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise must have the images' shape {shape}, got {tuple(noise.shape)}")
-        condition = rearrange(context, "b c h w -> b (h w) c")
+        condition = to_tokens(context)
 
         def velocity(x: Tensor, t: float) -> Tensor:
             times = torch.full(x.shape[:-1], t, device=x.device, dtype=x.dtype)
@@ -251,17 +250,14 @@ class PatchFlowDecoder(PixelDecoder):
 
         times = step_times(self.steps if steps is None else steps, schedule=self.step_schedule, power=self.step_power)
         patches = euler(velocity, patchify(noise.to(dtype), self.p), times)
-        return self._paint(patches, (context.shape[-2], context.shape[-1]))
-
-    def _image_shape(self, latents: Tensor) -> tuple[int, ...]:
-        return (latents.shape[0], 3, latents.shape[-2] * self.p, latents.shape[-1] * self.p)
+        return self._to_images(patches, (context.shape[-2], context.shape[-1]))
 
     @property
     def p(self) -> int:
         """Side of a patch in pixels."""
         return self.spec.patch_size
 
-    def _paint(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _to_images(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         """Patches (B, h w, 3 p^2) in the target range -> images (B, 3, H, W), nominally in [0, 1]."""
         images = unpatchify(patches, self.p, grid)
         return images * self._pixels(self.pixel_std, images) + self._pixels(self.pixel_mean, images)

@@ -1,10 +1,9 @@
-"""The honest control of the flow decoder: the same body, no flow."""
+"""The control of the flow decoder: the same network without a flow."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from uniflow.core.specs import LatentSpec
@@ -12,15 +11,15 @@ from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
 from uniflow.layers.adaln import PatchMLP
-from uniflow.layers.grid import Window, cut, patchify, unpatchify
+from uniflow.layers.grid import Window, cut, patchify, to_image, to_tokens, unpatchify
 from uniflow.layers.precision import full_precision, without_autocast
 
 
 class RegressionDecoder(PixelDecoder):
     """Global transformer blocks and the patch MLP of `PatchFlowDecoder`, trained to predict the pixels themselves.
 
-    A flow decoder of one step yields E[x | c] at best; this one is trained for just that, so it tells what the flow
-    adds.
+    A flow decoder of one step yields E[x | c] at best; this one is trained for exactly that, so it shows what the
+    flow adds.
 
     Args:
         latent: spec of the latents.
@@ -32,7 +31,7 @@ class RegressionDecoder(PixelDecoder):
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
     """
 
     last_layer = "head.final_proj"
@@ -61,12 +60,12 @@ class RegressionDecoder(PixelDecoder):
         return self.loss_and_estimate(latents, images)[0]
 
     def loss_and_estimate(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`loss`, and the pictures that it judged."""
+        """`loss`, and the images that it judged."""
         patches = self._patches(self._condition(latents))
         with without_autocast(images.device):
             target = patchify(images * 2 - 1, self.spec.patch_size)
             loss = F.mse_loss(patches, target.to(patches.dtype))
-        return {"regression": loss}, self._paint(patches, latents)
+        return {"regression": loss}, self._to_images(patches, latents)
 
     def decode(
         self,
@@ -79,7 +78,7 @@ class RegressionDecoder(PixelDecoder):
         return self.decode_context(self.context(latents))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
-        return rearrange(self._condition(latents, window), "b (h w) c -> b c h w", h=cut(latents, window).shape[-2])
+        return to_image(self._condition(latents, window), cut(latents, window).shape[-2])
 
     def decode_context(
         self,
@@ -89,19 +88,19 @@ class RegressionDecoder(PixelDecoder):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self._paint(self._patches(rearrange(context, "b c h w -> b (h w) c")), context)
+        return self._to_images(self._patches(to_tokens(context)), context)
 
     def _condition(self, latents: Tensor, window: Window | None = None) -> Tensor:
         tokens = self.global_stage(latents, window)
-        return join(self.shortcut, tokens, rearrange(cut(latents, window), "b c h w -> b (h w) c"))
+        return join(self.shortcut, tokens, to_tokens(cut(latents, window)))
 
     def _patches(self, condition: Tensor) -> Tensor:
-        """Predicted patches (B, h w, 3 p^2) in [-1, 1], float32 at least."""
+        """Predicted patches (B, h w, 3 p^2) in [-1, 1], at least float32."""
         tokens, latents = split(self.shortcut, condition)
         patches = self.head(tokens)
         patches = full_precision(patches)
         return patches if self.shortcut is None else patches + self.shortcut(latents)
 
-    def _paint(self, patches: Tensor, latents: Tensor) -> Tensor:
+    def _to_images(self, patches: Tensor, latents: Tensor) -> Tensor:
         """Patches as images (B, 3, H, W), nominally in [0, 1]."""
         return unpatchify(patches, self.spec.patch_size, (latents.shape[-2], latents.shape[-1])) * 0.5 + 0.5

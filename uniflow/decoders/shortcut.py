@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.layers import ExactLinear
-from uniflow.layers.grid import unpatchify
+from uniflow.layers.grid import to_tokens, unpatchify
 
 
 class LinearShortcut(ExactLinear):
@@ -50,8 +49,8 @@ class LinearShortcut(ExactLinear):
         return (mu * (1 - t) - x_t * ((1 - t) - t * s)) / (t.square() * s + (1 - t).square()).clamp_min(1e-6)
 
     def image(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, h, w) -> the whole picture (B, 3, h p, w p) in the target range."""
-        patches = self(rearrange(latents, "b c h w -> b (h w) c"))
+        """Latents (B, C, h, w) -> the whole image (B, 3, h p, w p) in the target range."""
+        patches = self(to_tokens(latents))
         return unpatchify(patches, self.patch_size, (latents.shape[-2], latents.shape[-1]))
 
     def solution(self, weight: Tensor, bias: Tensor, error: Tensor) -> dict[str, Tensor]:
@@ -72,7 +71,7 @@ class LinearShortcut(ExactLinear):
 
 
 def join(shortcut: LinearShortcut | None, tokens: Tensor, latents: Tensor) -> Tensor:
-    """What painting each patch needs: tokens (..., K), and behind them the latents (..., C) that a shortcut reads."""
+    """What decoding each patch needs: tokens (..., K), followed by the latents (..., C) that a shortcut reads."""
     return tokens if shortcut is None else torch.cat([tokens, latents.to(tokens.dtype)], dim=-1)
 
 

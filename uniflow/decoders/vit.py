@@ -1,11 +1,10 @@
-"""A plain transformer that paints patches: the decoder of representation autoencoders."""
+"""A plain transformer that predicts patches: the decoder of representation autoencoders."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -13,7 +12,7 @@ from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
 from uniflow.decoders.shortcut import join, split
 from uniflow.layers.adaln import zero_linear
-from uniflow.layers.grid import PositionEmbedding, Window, cut, unpatchify
+from uniflow.layers.grid import PositionEmbedding, Window, cut, to_image, to_tokens, unpatchify
 from uniflow.layers.init import preserve_variance_
 from uniflow.layers.precision import full_precision
 
@@ -35,10 +34,10 @@ class ViTDecoder(DirectDecoder):
         shortcut: add a linear path from each latent to the pixels of its patch, which starts at zero. The task's
             `start: regression` writes its solution there.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
-            position embeddings, at random: positions of larger pictures are seen so. 0 moves nothing.
+            position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
 
     Raises:
-        ValueError: for a width that the heads do not divide or that is no multiple of 4, or another loss.
+        ValueError: for a width that the heads do not divide or that is not a multiple of 4, or another loss.
     """
 
     last_layer = "head"
@@ -66,13 +65,13 @@ class ViTDecoder(DirectDecoder):
         self.norm = nn.LayerNorm(width)
         self.head = zero_linear(width, 3 * latent.patch_size**2)
 
-    def paint(self, latents: Tensor) -> Tensor:
+    def predict(self, latents: Tensor) -> Tensor:
         return self._pixels(self._tokens(latents), (latents.shape[-2], latents.shape[-1]))
 
     def context(self, latents: Tensor, window: Window | None = None) -> Tensor:
         seen = cut(latents, window)
-        joined = join(self.shortcut, self._tokens(latents, window), rearrange(seen, "b c h w -> b (h w) c"))
-        return rearrange(joined, "b (h w) c -> b c h w", h=seen.shape[-2])
+        joined = join(self.shortcut, self._tokens(latents, window), to_tokens(seen))
+        return to_image(joined, seen.shape[-2])
 
     def decode_context(
         self,
@@ -83,7 +82,7 @@ class ViTDecoder(DirectDecoder):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         grid = (context.shape[-2], context.shape[-1])
-        tokens, latents = split(self.shortcut, rearrange(context, "b c h w -> b (h w) c"))
+        tokens, latents = split(self.shortcut, to_tokens(context))
         pixels = self._pixels(tokens, grid)
         pixels = full_precision(pixels)
         if self.shortcut is not None:
@@ -93,7 +92,7 @@ class ViTDecoder(DirectDecoder):
     def _tokens(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """What the last layer reads, (B, h w, width)."""
         grid, seen = (latents.shape[-2], latents.shape[-1]), cut(latents, window)
-        tokens = self.up(rearrange(seen, "b c h w -> b (h w) c"))
+        tokens = self.up(to_tokens(seen))
         tokens = self.position(tokens, grid, window, self.position.draw_offsets(tokens.shape[0]))
         return self.norm(self.blocks(tokens))
 

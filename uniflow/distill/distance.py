@@ -17,7 +17,7 @@ EPS = 1e-8
 
 
 def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """d_l = 1 - mean over batch and tokens of cos(H_U^l, H_T^l), in float32 at least (arXiv 2510.10575).
+    """d_l = 1 - mean over batch and tokens of cos(H_U^l, H_T^l), in at least float32 (arXiv 2510.10575).
 
     Args:
         student: hidden states of the L blocks, each (B, N, D); gradients flow through these.
@@ -33,12 +33,12 @@ def cosine_distances(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Te
 
 
 def image_cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """1 - d_l of each image: the mean over tokens of cos(H_U^l, H_T^l), (L, B), in float32 at least."""
+    """1 - d_l of each image: the mean over tokens of cos(H_U^l, H_T^l), (L, B), in at least float32."""
     return torch.stack([cosine.mean(dim=1) for cosine in _cosines(student, teacher)])
 
 
 def token_cosines(student: Tensor, teacher: Tensor) -> Tensor:
-    """cos(student, teacher) along the last dimension, in float32 at least: (..., D) and (..., D) -> (...).
+    """cos(student, teacher) along the last dimension, in at least float32: (..., D) and (..., D) -> (...).
 
     The values and gradients of `torch.nn.functional.cosine_similarity` on float32 copies. For the backward pass only
     the arguments in their own type and three numbers a token are kept, not the copies.
@@ -67,15 +67,17 @@ class _TokenCosines(torch.autograd.Function):
         # d cos / da = b / (|a| |b|) - cos a / |a|^2; a norm at its floor does not depend on a.
         on_b = gradient / norm_a / norm_b
         on_a = torch.where(norm_a > EPS, gradient * cosines / norm_a.square(), 0)
-        found = full_precision(teacher) * on_b[..., None]
-        found.addcmul_(full_precision(student), on_a[..., None], value=-1)
-        return found.to(student.dtype), None
+        on_student = full_precision(teacher) * on_b[..., None]
+        on_student.addcmul_(full_precision(student), on_a[..., None], value=-1)
+        return on_student.to(student.dtype), None
 
 
 def _cosines(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Iterator[Tensor]:
     """cos(H_U^l, H_T^l) of every token, (B, N), for each layer."""
     if len(student) != len(teacher):
-        raise ValueError(f"student and teacher must have as many layers, got {len(student)} and {len(teacher)}")
+        raise ValueError(
+            f"student and teacher must have the same number of layers, got {len(student)} and {len(teacher)}"
+        )
     for layer, (h_student, h_teacher) in enumerate(zip(student, teacher, strict=True), start=1):
         if h_student.shape != h_teacher.shape:
             raise ValueError(f"layer {layer}: student {tuple(h_student.shape)}, teacher {tuple(h_teacher.shape)}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.encoders.lora import plain_copy
 
-# Layers whose weights autocast rounds to its own type at every call, whatever type they are stored in.
+# Layers whose weights autocast rounds to its type at every call, in whichever type they are stored.
 ROUNDED = (nn.Linear, nn.Conv2d)
 
 
@@ -19,7 +19,7 @@ class FrozenTeacher(nn.Module):
     `requires_grad_()` on it or on a module that holds it can thaw it.
 
     Args:
-        encoder: the pretrained encoder; it is copied, but for adapters, and for the weights that they leave alone.
+        encoder: the pretrained encoder; it is copied, without adapters; frozen weights beside adapters are shared.
     """
 
     def __init__(self, encoder: VisionEncoder) -> None:

@@ -1,4 +1,4 @@
-"""The embedded encoder that keeps the picture: SceneViT with a linear patch embedding beside its stem."""
+"""The embedded encoder that keeps the image: SceneViT with a linear patch embedding beside its stem."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class StemAndPatches(ConvStem):
 
 
 class EmbeddedViT(TimmEncoder):
-    """A small ViT whose layers keep the picture, as the early ones of pretrained ViTs do; with weights in the package.
+    """A small ViT whose layers keep the image, as the early ones of pretrained ViTs do; with weights in the package.
 
-    `SceneViT` with a linear patch embedding, as pretrained ViTs have, added to its convolutional stem: from the tokens
-    of `SceneViT` the detail of the picture is gone before the first block. Trained on `uniflow.data.Scenes` and on
+    `SceneViT` with a linear patch embedding, as in pretrained ViTs, added to its convolutional stem: the tokens of
+    `SceneViT` have lost the details of the image before the first block. Trained on `uniflow.data.Scenes` and on
     photographs, mostly at 64 pixels. The defaults of the size are those of the packaged weights.
 
     Args:
@@ -38,7 +38,7 @@ class EmbeddedViT(TimmEncoder):
         depth: number of blocks.
         num_heads: attention heads.
         image_size: side in pixels of the images that the position embedding is made for.
-        **timm: `tune`, `lora_rank` and what else `TimmEncoder` takes.
+        **timm: `tune`, `lora_rank` and the other arguments of `TimmEncoder`.
     """
 
     timm_arguments: ClassVar[dict[str, Any]] = {"embed_layer": StemAndPatches}
@@ -66,3 +66,7 @@ class EmbeddedViT(TimmEncoder):
             **timm,
         )
         self.record_defaults(TimmEncoder)
+
+    @property
+    def base_model(self) -> None:
+        """None: the packaged weights are on no hub."""

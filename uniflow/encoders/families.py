@@ -1,5 +1,5 @@
 """The encoder families: short names of timm weights, with the defaults of the family's reference, its class in
-transformers. The tag behind the dot of a timm name says which weights.
+transformers. The tag after the dot of a timm name says which weights.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class CLIP(TimmEncoder):
 
     Args:
         variant: size, patch and, where it is not 224, image size; then who trained it.
-        **timm: the arguments of `TimmEncoder` but `name`.
+        **timm: the arguments of `TimmEncoder` except `name`.
     """
 
     def __init__(self, variant: CLIPVariant = "l14_openai", **timm: Any) -> None:
@@ -125,7 +125,7 @@ class SigLIP(TimmEncoder):
 
     Args:
         variant: version, size, patch and image size.
-        **timm: the arguments of `TimmEncoder` but `name`.
+        **timm: the arguments of `TimmEncoder` except `name`.
     """
 
     def __init__(self, variant: SigLIPVariant = "v2_so400m_14_378", **timm: Any) -> None:
@@ -145,7 +145,7 @@ class DINOv2(TimmEncoder):
 
     Args:
         variant: size and patch.
-        **timm: the arguments of `TimmEncoder` but `name`.
+        **timm: the arguments of `TimmEncoder` except `name`.
     """
 
     def __init__(self, variant: DINOv2Variant = "l14", **timm: Any) -> None:
@@ -158,13 +158,13 @@ class DINOv2(TimmEncoder):
 
 
 class InternViT(TimmEncoder):
-    """InternViT-300M-448px (arXiv 2404.16821, 2412.05271): a class token, and no norm behind the last block.
+    """InternViT-300M-448px (arXiv 2404.16821, 2412.05271): a class token, and no norm after the last block.
 
     As `InternVLVisionModel` of transformers: position embeddings are resampled without antialiasing.
 
     Args:
         variant: the first release, distilled from InternViT-6B, or version 2.5.
-        **timm: the arguments of `TimmEncoder` but `name`.
+        **timm: the arguments of `TimmEncoder` except `name`.
     """
 
     def __init__(self, variant: InternViTVariant = "300m_v2_5", **timm: Any) -> None:
@@ -183,7 +183,7 @@ class DINOv3(TimmEncoder):
 
     Args:
         variant: size and patch; `_sat` for the weights trained on satellite images.
-        **timm: the arguments of `TimmEncoder` but `name`.
+        **timm: the arguments of `TimmEncoder` except `name`.
     """
 
     def __init__(self, variant: DINOv3Variant = "l16", **timm: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights of encoders: safetensors only, strictly, with a report of what does not fit; timm's come from its hub."""
+"""Read or fetch weights of encoders: safetensors only, and everything must fit, or the error says what does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import timm
 from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
-# What timm's files hold behind the last block; encoders give hidden states and have none of it.
+from uniflow.core.errors import first_line
+
+# What timm's files hold after the last block; encoders here end there.
 _BEHIND_THE_BLOCKS = ("norm.", "fc_norm.", "head.", "attn_pool.", "pre_logits.", "head_dist.", "mask_token")
 
 
@@ -23,13 +25,13 @@ def read_safetensors(path: str | os.PathLike[str], prefix: str = "") -> dict[str
 
     Args:
         path: the file.
-        prefix: only tensors whose names start with it are read, and it is taken off.
+        prefix: only tensors whose names start with it are read, and it is removed from the names.
 
     Raises:
         ValueError: if there is no such file or it is not in the safetensors format.
     """
     with _open_safetensors(path) as file:
-        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  # it is no dict
+        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  # it is not a dict
         return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
 
 
@@ -67,7 +69,7 @@ def fetch_pretrained(name: str) -> dict[str, Tensor]:
         ValueError: if timm has no weights for this name, or they can neither be fetched nor found in the cache.
     """
     cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not cfg.hf_hub_id or cfg.custom_load == "hf":  # "hf": files in a format of their own
+    if cfg is None or not cfg.hf_hub_id or cfg.custom_load == "hf":  # "hf": files in another format
         raise ValueError(
             f"weights: timm has no loadable pretrained weights for {name!r}; give a safetensors file or null"
         )
@@ -75,9 +77,9 @@ def fetch_pretrained(name: str) -> dict[str, Tensor]:
     try:
         return load_state_dict_from_hf(cfg.hf_hub_id, weights_only=True, **filename)
     except Exception as error:  # the hub client raises errors of several HTTP libraries; all are re-raised as one line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {cfg.hf_hub_id}: {reason} "
+            f"weights: cannot fetch the pretrained weights of {name!r} from Hugging Face's {cfg.hf_hub_id}: "
+            f"{first_line(error)} "
             "Without network: download its model.safetensors elsewhere and set weights to the path of that file"
         ) from error
 
@@ -85,8 +87,8 @@ def fetch_pretrained(name: str) -> dict[str, Tensor]:
 def load_timm_state(model: nn.Module, state: dict[str, Tensor], source: str, antialias: bool = True) -> None:
     """Load `state`, in timm's key format, into a timm ViT that has been cut after its last block.
 
-    Final norms and heads in `state` are passed over, a `model.` prefix (a `TimmEncoder.state_dict()`) is taken off, and
-    a position embedding of another grid is resampled by timm (bicubic). Everything else must fit exactly.
+    Final norms and heads in `state` are skipped, a `model.` prefix (of a `TimmEncoder.state_dict()`) is removed, and a
+    position embedding of another grid is resampled by timm (bicubic). Everything else must fit exactly.
 
     Args:
         model: the timm model.
@@ -102,8 +104,8 @@ def load_timm_state(model: nn.Module, state: dict[str, Tensor], source: str, ant
     expected = model.state_dict()
     patch_weight = state.get("patch_embed.proj.weight")
     # timm would resample patch kernels of another size as well: a different encoder, not the same one on another grid.
-    own_weight = expected.get("patch_embed.proj.weight")  # none with a convolutional stem
-    patch_fits = patch_weight is None or (own_weight is not None and patch_weight.shape == own_weight.shape)
+    needed = expected.get("patch_embed.proj.weight")  # none with a convolutional stem
+    patch_fits = patch_weight is None or (needed is not None and patch_weight.shape == needed.shape)
     if patch_fits:
         state = _timm_filter(model, state, source, antialias)
     state = {key: value for key, value in state.items() if not key.startswith(_BEHIND_THE_BLOCKS)}
@@ -127,8 +129,8 @@ def refuse_misfits(
 
     Args:
         source: where the tensors come from, for the message.
-        missing: names that the model has and the source has not.
-        unexpected: names that the source has and the model has not.
+        missing: names that only the model has.
+        unexpected: names that only the source has.
         misshapen: name, shape in the source and shape in the model.
 
     Raises:
@@ -152,8 +154,7 @@ def _timm_filter(model: nn.Module, state: dict[str, Tensor], source: str, antial
     try:
         return convert(state, model, antialias=antialias)
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"weights: {source} cannot be converted for this encoder: {reason}") from error
+        raise ValueError(f"weights: {source} cannot be converted for this encoder: {first_line(error)}") from error
 
 
 def _shorten(keys: list[str], limit: int = 6) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from uniflow.layers.precision import full_dtype
 
 LORA_ARGUMENTS = ("lora_rank", "lora_alpha", "lora_targets")
-# peft's names, in the layer that it puts in the place of a linear one.
+# peft's names in the layer that replaces a linear one.
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -27,7 +27,7 @@ def lora_arguments(
     Args:
         tune: the encoder's.
         lora_rank: rank r of the matrices; None is 16.
-        lora_alpha: the adapters' product counts alpha / r times; None is r.
+        lora_alpha: the adapters' product is scaled by alpha / r; None is r.
         lora_targets: last names of the linear layers that are adapted; None is all in the blocks.
 
     Raises:
@@ -75,16 +75,16 @@ def add_adapters(
         ImportError: if peft is not installed.
     """
     inside = set(blocks.modules())
-    # Subclasses are left alone: nn.MultiheadAttention reads the weight of its own, past the adapter.
-    found = [name for name, module in model.named_modules() if type(module) is nn.Linear and module in inside]
-    kinds = sorted({name.rpartition(".")[2] for name in found})
+    # Not subclasses: nn.MultiheadAttention reads the weight of its output layer directly and would skip an adapter.
+    candidates = [name for name, module in model.named_modules() if type(module) is nn.Linear and module in inside]
+    kinds = sorted({name.rpartition(".")[2] for name in candidates})
     wanted = kinds if lora_targets is None else lora_targets
     missing = [name for name in wanted if name not in kinds]
     if missing or not wanted:
         what = f"no linear layer {missing[0]!r}" if missing else "no linear layer to adapt"
         raise ValueError(f"lora_targets: the blocks have {what}; theirs are {', '.join(kinds) or 'none'}")
     peft = _peft()
-    names = [name for name in found if name.rpartition(".")[2] in wanted]
+    names = [name for name in candidates if name.rpartition(".")[2] in wanted]
     peft.inject_adapter_in_model(peft.LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=names), model)
 
 
@@ -93,13 +93,32 @@ def plain_copy(module: ModuleT) -> ModuleT:
     its teacher hold them once; else it is a deep copy.
     """
     adapted = [layer for layer in module.modules() if hasattr(layer, "lora_A") and hasattr(layer, "base_layer")]
-    # What deepcopy takes for done already: the parameters as they are, and for each adapted layer the one beneath.
+    # deepcopy takes these as already copied: frozen parameters themselves, and for each adapted layer the plain one.
     memo: dict[int, Any] = {}
     if adapted:
         memo |= {id(parameter): parameter for parameter in module.parameters() if not parameter.requires_grad}
     for layer in adapted:
         memo[id(layer)] = copy.deepcopy(layer.base_layer, memo)
     return copy.deepcopy(module, memo)
+
+
+def merge_part(arguments: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """`merge_adapters` of an encoder whose `tune` is `lora`, and its arguments with `tune` `full`; others as they are.
+
+    Args:
+        arguments: the encoder's `init_args`, from a file that may hold anything.
+        tensors: its state dict; not changed.
+
+    Raises:
+        ValueError: if `lora_alpha` is not a number, or adapters and layers do not fit.
+    """
+    if arguments.get("tune") != "lora":
+        return dict(arguments), dict(tensors)
+    alpha = arguments.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
+    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
+    return plain | {"tune": "full"}, merge_adapters(tensors, alpha)
 
 
 def merge_adapters(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -110,7 +129,7 @@ def merge_adapters(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Ten
         alpha: of the adapters.
 
     Returns:
-        W + alpha / r B A for each adapted layer, computed and kept in float32 at least; the rest as it is.
+        W + alpha / r B A for each adapted layer, computed and kept in at least float32; the rest as it is.
 
     Raises:
         ValueError: if adapters and layers do not fit.
@@ -130,7 +149,7 @@ def _merge(layer: str, tensors: Mapping[str, Tensor], alpha: float) -> Tensor:
     weight, down, up = tensors[f"{layer}{_BASE}weight"], tensors[layer + _DOWN], tensors.get(layer + _UP)
     rank = down.shape[0]
     if up is None or rank == 0 or (up.ndim, down.ndim) != (2, 2) or up.shape[1] != rank:
-        raise ValueError(f"the adapters of {layer} are no pair")
+        raise ValueError(f"the adapters of {layer} do not form a pair")
     if weight.shape != (up.shape[0], down.shape[1]):
         raise ValueError(f"the adapters of {layer} do not fit its weight {tuple(weight.shape)}")
     dtype = full_dtype(weight.dtype)

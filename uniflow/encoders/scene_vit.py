@@ -12,13 +12,13 @@ from uniflow.encoders.timm_encoder import TimmEncoder
 
 
 class ConvStem(PatchEmbed):
-    """timm's patch embedding with a stack of stride-2 convolutions in place of its one linear layer.
+    """timm's patch embedding with a stack of stride-2 convolutions instead of its one linear layer.
 
     After Xiao et al. 2021, "Early convolutions help transformers see better" (arXiv 2106.14881), with layer norms,
     which behave the same in training and evaluation. Takes timm's arguments.
 
     Raises:
-        ValueError: if the patch size is no power of two, or the channels do not halve often enough.
+        ValueError: if the patch size is not a power of two, or the channels do not halve often enough.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class SceneViT(TimmEncoder):
     """A small ViT for 64-pixel images, trained on `uniflow.data.Scenes`; the encoder of the ablations and of tests.
 
     The architecture is timm's `vit_tiny_patch16_224` in other sizes, with one class token and a convolutional stem,
-    which learns shapes from fewer pictures. The defaults of the size are those of the packaged weights.
+    which learns shapes from fewer images. The defaults of the size are those of the packaged weights.
 
     Args:
         weights: `pretrained` (the file in this package, no network), the path of a safetensors file, or null.
@@ -52,7 +52,7 @@ class SceneViT(TimmEncoder):
         depth: number of blocks.
         num_heads: attention heads.
         image_size: side in pixels of the images that the position embedding is made for.
-        **timm: `tune`, `lora_rank` and what else `TimmEncoder` takes.
+        **timm: `tune`, `lora_rank` and the other arguments of `TimmEncoder`.
     """
 
     timm_arguments: ClassVar[dict[str, Any]] = {"embed_layer": ConvStem}
@@ -80,3 +80,7 @@ class SceneViT(TimmEncoder):
             **timm,
         )
         self.record_defaults(TimmEncoder)
+
+    @property
+    def base_model(self) -> None:
+        """None: the packaged weights are on no hub."""

@@ -41,23 +41,23 @@ class TimmEncoder(VisionEncoder):
         activation: activation function of the blocks' MLPs; `timm` is that of timm's model, `gelu_tanh` the tanh
             approximation of GELU. Null is what the reference of the model's family has; for a model of no family that
             of timm's.
-        depth: number of blocks in place of the variant's; like the next five only with weights null or a file.
-        embed_dim: channels in place of the variant's.
-        num_heads: attention heads in place of the variant's.
-        patch_size: side of a patch in pixels in place of the variant's.
-        image_size: side in pixels of the images that the position embedding is made for, in place of the variant's.
-        mlp_ratio: hidden channels of a block's MLP over `embed_dim`, in place of the variant's.
+        depth: number of blocks instead of the variant's; like the next five only with weights null or a file.
+        embed_dim: channels instead of the variant's.
+        num_heads: attention heads instead of the variant's.
+        patch_size: side of a patch in pixels instead of the variant's.
+        image_size: side in pixels of the images that the position embedding is made for, instead of the variant's.
+        mlp_ratio: hidden channels of a block's MLP over `embed_dim`, instead of the variant's.
         lora_rank: with `tune` `lora`, the rank of the adapters; null is 16.
-        lora_alpha: likewise, how much they count, over their rank; null is the rank.
-        lora_targets: likewise, the linear layers that have one, by the last part of their name; null is all.
+        lora_alpha: with `tune` `lora`, the adapters are scaled by this over their rank; null is the rank.
+        lora_targets: with `tune` `lora`, last names of the linear layers that get adapters; null is all.
 
     Raises:
         ValueError: for an unknown name, a model that is not a ViT, sizes that do not go together, or weights that
-            cannot be had or do not fit.
+            cannot be read or fetched, or do not fit.
         ImportError: with `tune` `lora`, if peft is not installed.
     """
 
-    # Further arguments of `timm.create_model`, for a subclass with modules of its own.
+    # More arguments of `timm.create_model`, for a subclass that replaces some of timm's modules.
     timm_arguments: ClassVar[dict[str, Any]] = {}
     earlier_defaults: ClassVar[Mapping[str, Any]] = {"pos_embed_antialias": True, "activation": "timm"}
 
@@ -84,7 +84,7 @@ class TimmEncoder(VisionEncoder):
         reference = self.reference_defaults(name)
         antialias = reference.get("pos_embed_antialias", True) if pos_embed_antialias is None else pos_embed_antialias
         activation = reference.get("activation", "timm") if activation is None else activation
-        # As they are today, should a default change.
+        # As they are today, in case a default changes.
         self.record_resolved(pos_embed_antialias=antialias, activation=activation, **lora)
         given = {
             "depth": depth,
@@ -115,8 +115,13 @@ class TimmEncoder(VisionEncoder):
 
     @classmethod
     def reference_defaults(cls, name: str) -> dict[str, Any]:
-        """What null stands for in the family of timm's model `name`, by argument, where it is not as timm does."""
+        """What null means in the family of timm's model `name`: argument -> value, where it differs from timm's."""
         return {}
+
+    @property
+    def base_model(self) -> str | None:
+        """Hub name of timm's weights. A subclass for which `pretrained` means other weights overrides it."""
+        return self.model.pretrained_cfg.get("hf_hub_id") if self.init_args.get("weights") == "pretrained" else None
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -146,11 +151,11 @@ class TimmEncoder(VisionEncoder):
 
 @contextmanager
 def first_output(module: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that gets what `module` returns at its first call inside the context."""
-    found: list[Tensor] = []
-    hook = module.register_forward_hook(lambda module, args, output: found.append(output))
+    """A list to which what `module` returns is appended at each call inside the context."""
+    outputs: list[Tensor] = []
+    hook = module.register_forward_hook(lambda module, args, output: outputs.append(output))
     try:
-        yield found
+        yield outputs
     finally:
         hook.remove()
 
@@ -162,7 +167,7 @@ def _check_name(name: str) -> None:
 
 
 def _activation(activation: str) -> dict[str, Any]:
-    """timm's argument for it; none where timm's model decides."""
+    """timm's argument for it; none if timm's model decides."""
     if activation not in get_args(Activation):
         raise ValueError(f"activation must be one of {', '.join(get_args(Activation))} or null, not {activation!r}")
     return {} if activation == "timm" else {"act_layer": activation}
@@ -208,14 +213,14 @@ def _switch_off_antialiasing(model: Any, name: str) -> None:
 
 
 def _call_linear_layers(model: Any) -> None:
-    """Make the attention of EVA add its bias apart: else it reads the weight of `qkv`, past an adapter."""
+    """Make EVA's attention add its bias separately: otherwise it reads the weight of `qkv` and skips the adapter."""
     for module in model.modules():
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = True
 
 
 def _pos_embed_without_antialias(model: Any, x: Tensor) -> Tensor:
-    """timm's `VisionTransformer._pos_embed` for (B, h, w, D) patches, but for `antialias=False`."""
+    """timm's `VisionTransformer._pos_embed` for (B, h, w, D) patches, with `antialias=False`."""
     prefix = [token.expand(x.shape[0], -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
     pos_embed = resample_abs_pos_embed(
         model.pos_embed,

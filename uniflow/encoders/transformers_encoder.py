@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,16 +34,16 @@ class TransformersEncoder(VisionEncoder):
         tune: what is trained: `full`, `frozen`, a number k for the last k blocks only, or `lora` for low-rank adapters
             in all blocks, which are merged into the weights when the tokenizer is saved.
         gradient_checkpointing: recompute each block's activations in the backward pass, to save memory.
-        config: content of a `config.json` to take in place of that of `name`. The tower's is recorded in `init_args`,
-            so that a saved tokenizer is rebuilt without file and network.
-        mean: per-channel mean (R, G, B) of the [0, 1] pixels, in place of that of the model's preprocessor; recorded.
-        std: per-channel standard deviation, likewise.
+        config: content of a `config.json` to use instead of that of `name`. The tower's is recorded in `init_args`, so
+            that a saved tokenizer is rebuilt without file and network.
+        mean: per-channel mean (R, G, B) of the [0, 1] pixels, instead of that of the model's preprocessor; recorded.
+        std: per-channel standard deviation (R, G, B), instead of that of the model's preprocessor; recorded.
         lora_rank: with `tune` `lora`, the rank of the adapters; null is 16.
-        lora_alpha: likewise, how much they count, over their rank; null is the rank.
-        lora_targets: likewise, the linear layers that have one, by the last part of their name; null is all.
+        lora_alpha: with `tune` `lora`, the adapters are scaled by this over their rank; null is the rank.
+        lora_targets: with `tune` `lora`, last names of the linear layers that get adapters; null is all.
 
     Raises:
-        ValueError: if config or weights cannot be had, the model has no tower of a known family, or they do not fit.
+        ValueError: if config or weights cannot be read, the model has no tower of a known family, or they do not fit.
         ImportError: if transformers is not installed, or too old; with `tune` `lora`, if peft is not installed.
     """
 
@@ -61,25 +62,31 @@ class TransformersEncoder(VisionEncoder):
     ) -> None:
         super().__init__()
         lora = lora_arguments(tune, lora_rank, lora_alpha, lora_targets)
-        self.init_args |= lora  # as they are today, should a default change
+        self.record_resolved(**lora)  # as they are today, in case a default changes
         _require_transformers()
-        # With a config given, and no weights wanted of it, `name` is no more than a name.
+        # If the config is given, and no weights are to be fetched, `name` is only a name.
         name, offline = str(name), weights is None or (config is not None and weights != "pretrained")
         if config is None:
             tower, self._family = tower_config(read_config(name, offline), repr(name))
         else:
             tower, self._family = tower_config(config, "config")
         if mean is None or std is None:
-            found = read_normalization(name, offline) or (self._family.mean, self._family.std)
-            mean, std = mean or found[0], std or found[1]
+            defaults = read_normalization(name, offline) or (self._family.mean, self._family.std)
+            mean, std = mean or defaults[0], std or defaults[1]
         # Before the model: missing weights show sooner than a large tower is built.
         tensors = None if weights is None else read_tower(name, weights, self._family.patch_embed)
         source = name if weights in (None, "pretrained") else str(weights)
         self.model = build_tower(tower, self._family, tensors, repr(source))
         self.spec = tower_spec(tower, self._family, len(self.blocks), triple(mean, "mean"), triple(std, "std"))
-        self.init_args |= {"config": plain_config(tower), "mean": self.spec.mean, "std": self.spec.std}
+        self.record_resolved(config=plain_config(tower), mean=self.spec.mean, std=self.spec.std)
         set_trainable(self.model, self.blocks, tune, **lora)
         self.set_gradient_checkpointing(gradient_checkpointing)
+
+    @property
+    def base_model(self) -> str | None:
+        name = self.init_args.get("name")
+        on_hub = self.init_args.get("weights") == "pretrained" and name is not None and not Path(name).exists()
+        return str(name) if on_hub else None
 
     @property
     def blocks(self) -> nn.ModuleList:

@@ -18,7 +18,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def locate(name: str, filename: str, offline: bool = False) -> Path | None:
-    """The path of one file of a model, or None if the model has none, or none can be had without network.
+    """The path of one file of a model, or None if the model has no such file, or it is not available offline.
 
     Args:
         name: a local directory, or a hub id.
@@ -36,7 +36,7 @@ def locate(name: str, filename: str, offline: bool = False) -> Path | None:
         return path if path.is_file() else None
     try:
         return Path(huggingface_hub.hf_hub_download(name, filename, local_files_only=offline))
-    except (EntryNotFoundError, HFValidationError):  # the latter for what can be no hub id
+    except (EntryNotFoundError, HFValidationError):  # the latter if it cannot be a hub id
         return None
     except Exception as error:  # the hub client raises errors of several HTTP libraries
         raise ValueError(f"cannot get {filename} of {name!r} from the hub: {one_line(error)}") from error
@@ -46,7 +46,7 @@ def read_config(name: str, offline: bool) -> dict[str, Any]:
     """The content of a model's config.json.
 
     Raises:
-        ValueError: if it cannot be had, or is no JSON object.
+        ValueError: if it cannot be read or fetched, or is not a JSON object.
     """
     path = locate(name, "config.json", offline)
     if path is None:
@@ -94,7 +94,7 @@ def read_tower(name: str, weights: str | os.PathLike[str], patch_embed: str) -> 
 
     Args:
         name: a local directory, or a hub id.
-        weights: `pretrained`, or the path of a safetensors file in place of the model's own.
+        weights: `pretrained`, or the path of a safetensors file instead of the model's own.
         patch_embed: name of the patch embedding's weight in the tower.
 
     Returns:
@@ -139,11 +139,11 @@ def _read_files(paths: list[Path], keys: list[str], patch_embed: str, source: st
 
 
 def _tower_prefix(keys: list[str], patch_embed: str, source: str) -> str:
-    """What stands in front of the names of the tower's tensors, found from its patch embedding."""
+    """The prefix of the names of the tower's tensors, which that of its patch embedding shows."""
     prefixes = [k.removesuffix(patch_embed) for k in keys if k == patch_embed or k.endswith(f".{patch_embed}")]
     if len(prefixes) != 1:
-        found = f"{len(prefixes)} ({', '.join(sorted(prefixes))})" if prefixes else "none"
-        raise ValueError(f"weights: {source!r} must hold one vision tower with a {patch_embed}, found {found}")
+        number = f"{len(prefixes)} ({', '.join(sorted(prefixes))})" if prefixes else "none"
+        raise ValueError(f"weights: {source!r} must hold one vision tower with a {patch_embed}, found {number}")
     return prefixes[0]
 
 
@@ -151,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no valid JSON: {one_line(error)}") from error
+        raise ValueError(f"{path} is not valid JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return content

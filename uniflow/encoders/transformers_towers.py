@@ -95,11 +95,11 @@ class Family:
         patch_embed: name of the patch embedding's weight; what stands before it in a file is the tower's prefix.
         blocks: name of the list of transformer blocks.
         behind: names of the modules after the last block, which hidden states do not need.
-        class_tokens: tokens in front of the patch tokens, registers not counted.
+        class_tokens: tokens before the patch tokens, without registers.
         mean: per-channel mean of the pixels, where no file says it.
         std: per-channel standard deviation, where no file says it.
         run: (model, normalised pixels, patch size) -> input of the first block and output of every block.
-        image_size: side in pixels that stands for images of any size, where the config tells nothing of it.
+        image_size: side in pixels to state if the tower takes images of any size and the config names none.
         model_class: module path of the class, where transformers' registry of models has none.
     """
 
@@ -143,7 +143,7 @@ FAMILIES: dict[str, Family] = {
 # Parameters and buffers of checkpoints that no hidden state depends on.
 _UNUSED = ("embeddings.mask_token", "embeddings.position_ids")
 
-# Options of configs: nothing is drawn at random, nothing is built behind the blocks, and patches stay in reading order.
+# Options of configs: nothing is drawn at random, nothing is built after the blocks, and patches stay in reading order.
 _SETTINGS: dict[str, Any] = {
     "attention_dropout": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -184,7 +184,7 @@ def tower_config(config: Mapping[str, Any], source: str) -> tuple[Any, Family]:
     try:
         whole = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
     except Exception as error:  # validators of configs raise many types
-        raise ValueError(f"{source} is no valid config: {one_line(error)}") from error
+        raise ValueError(f"{source} is not a valid config: {one_line(error)}") from error
     tower = getattr(whole, "vision_config", None) or whole
     family = FAMILIES.get(tower.model_type)
     if family is None:
@@ -259,7 +259,7 @@ def build_tower(config: Any, family: Family, tensors: dict[str, Tensor] | None, 
         if hasattr(model, name):
             setattr(model, name, nn.Identity())
     if hasattr(model, "use_head"):
-        model.use_head = False  # some versions build the head whatever the config says
+        model.use_head = False  # some versions build the head even if the config says not to
     embeddings: Any = getattr(model, "embeddings", None)
     if getattr(embeddings, "mask_token", None) is not None:
         embeddings.mask_token = None
@@ -308,5 +308,5 @@ def _side(config: Any, key: str) -> int:
     value = getattr(config, key)
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
-        raise ValueError(f"a {config.model_type!r} with {key} {value} is no encoder here: it must be square")
+        raise ValueError(f"a {config.model_type!r} with {key} {value} cannot be an encoder here: it must be square")
     return sides.pop()

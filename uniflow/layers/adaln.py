@@ -60,7 +60,7 @@ class AdaLNBlock(nn.Module):
 
 
 class PatchMLP(nn.Module):
-    """The per-patch network: AdaLN residual blocks driven by a condition, and by the time where there is one.
+    """The per-patch network: AdaLN residual blocks driven by a condition, and by the time if there is one.
 
     Args:
         patch_dim: values of a patch, 3 p^2.
@@ -82,7 +82,7 @@ class PatchMLP(nn.Module):
         preserve_variance_(self.cond_embed)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        # Not zero as well: behind a zero projection it would start without a gradient.
+        # Not zero too: after a zero projection it would start without a gradient.
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_proj = zero_linear(width, patch_dim)
 

@@ -1,4 +1,4 @@
-"""A model's repeated blocks, and what is done to them one at a time: checkpointing and compilation."""
+"""Find a model's repeated blocks, and checkpoint or compile them one by one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ COMPILED_VERSIONS = 64
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
     """The outermost repeated blocks of a model: the members of each `nn.ModuleList`, and of each `nn.Sequential` whose
-    members are all of one class that has children of its own. Blocks without parameters are left out.
+    members are all of one class and have children. Blocks without parameters are left out.
 
-    Transformer blocks are found by this rule in timm's and transformers' models and in this project's decoders.
+    This finds the transformer blocks of timm's and transformers' models and of this project's decoders.
     """
     blocks: list[nn.Module] = []
     for child in module.children():
@@ -37,7 +37,7 @@ def _alike(members: list[nn.Module]) -> bool:
 
 
 def checkpoint_blocks(blocks: list[nn.Module]) -> None:
-    """Let each block keep only its input for the backward pass, and compute the rest again (arXiv 1604.06174)."""
+    """Let each block keep only its input, and recompute its activations in the backward pass (arXiv 1604.06174)."""
     for block in blocks:
         _replace_forward(block, _checkpointed)
 
@@ -54,8 +54,8 @@ def compile_blocks(blocks: list[nn.Module], **options: Any) -> None:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_VERSIONS)
     for block in blocks:
-        own = block.__dict__.get("forward")
-        forward = own.__func__ if isinstance(own, MethodType) else type(block).forward
+        replaced = block.__dict__.get("forward")
+        forward = replaced.__func__ if isinstance(replaced, MethodType) else type(block).forward
         _replace_forward(block, _compiled(forward, tuple(sorted(options.items()))))
 
 

@@ -9,13 +9,28 @@ from torch import Tensor, nn
 
 # Rows and columns of a part of an image, in latents.
 Window = tuple[slice, slice]
-# Of each image, the row and column of a larger grid at which its own begins.
+# For each image, the row and column of a larger grid at which its grid begins.
 Offsets = list[tuple[int, int]]
 
 
 def cut(latents: Tensor, window: Window | None) -> Tensor:
     """The part of (B, C, h, w) in a window; None is all of it."""
     return latents if window is None else latents[..., window[0], window[1]]
+
+
+def to_tokens(image: Tensor) -> Tensor:
+    """A grid of vectors as an image (B, C, h, w) -> tokens (B, h w, C), row-major."""
+    return rearrange(image, "b c h w -> b (h w) c")
+
+
+def to_image(tokens: Tensor, rows: int) -> Tensor:
+    """Tokens (B, h w, C) of a grid of `rows` rows -> an image (B, C, h, w): the inverse of `to_tokens`."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=rows)
+
+
+def image_shape(latents: Tensor, patch_size: int) -> tuple[int, int, int, int]:
+    """The shape (B, 3, H, W) of the images, and of their noise, that latents (B, C, h, w) stand for."""
+    return (latents.shape[0], 3, latents.shape[-2] * patch_size, latents.shape[-1] * patch_size)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -36,7 +51,7 @@ def sincos_2d(width: int, grid: tuple[int, int]) -> Tensor:
     with frequencies 10000^(-k / (width / 4)).
 
     Raises:
-        ValueError: if `width` is no multiple of 4.
+        ValueError: if `width` is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"a 2D sine-cosine embedding needs a width divisible by 4, got {width}")
@@ -77,9 +92,9 @@ class PositionEmbedding(nn.Module):
         self._cache: dict[tuple[tuple[int, int], torch.device, torch.dtype], Tensor] = {}
 
     def draw_offsets(self, images: int) -> Offsets | None:
-        """For each image a random place (row, column) of its grid, each from 0 to `shift`; in training only.
+        """A random (row, column) offset of each image's grid, both from 0 to `shift`; in training only.
 
-        Positions that only larger pictures have are trained so. None, and no random number drawn, otherwise.
+        This trains positions that only larger images have. Otherwise None, and no random number is drawn.
         """
         if not (self.training and self.shift):
             return None
@@ -88,13 +103,13 @@ class PositionEmbedding(nn.Module):
     def forward(
         self, tokens: Tensor, grid: tuple[int, int], window: Window | None = None, offsets: Offsets | None = None
     ) -> Tensor:
-        """`tokens` plus the embedding of their places.
+        """`tokens` plus the embedding of their positions.
 
         Args:
             tokens: (B, h w, width), or those of the window only.
-            grid: (h, w) of the whole picture.
+            grid: (h, w) of the whole image.
             window: the rows and columns that the tokens are of; None is all of them.
-            offsets: the place of each image's first row and column, see `draw_offsets`; None is (0, 0) for all.
+            offsets: where each image's grid begins, see `draw_offsets`; None is (0, 0) for all.
         """
         if window is None and offsets is None:
             return tokens + self._embedding(grid, tokens.device, tokens.dtype)
@@ -113,17 +128,17 @@ class PositionEmbedding(nn.Module):
             return self._fixed(grid, device, dtype)
         table: Tensor = self.table
         if torch.compiler.is_exporting() or grid != self.learned_grid:  # an exported program takes any grid
-            image = rearrange(table, "1 (h w) c -> 1 c h w", h=self.learned_grid[0])
+            image = to_image(table, self.learned_grid[0])
             resized = F.interpolate(image.float(), size=grid, mode="bicubic", align_corners=False)
-            table = rearrange(resized, "1 c h w -> 1 (h w) c")
+            table = to_tokens(resized)
         return table.to(dtype)
 
     def _fixed(self, grid: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        if torch.compiler.is_exporting():  # the grid is symbolic there, and no key of a dict
+        if torch.compiler.is_exporting():  # the grid is symbolic there and cannot be a key
             return sincos_2d(self.width, grid).to(device=device, dtype=dtype)
         key = (grid, device, dtype)
         if key not in self._cache:
-            if len(self._cache) >= 8:  # a stream of ever new sizes must not fill the memory
+            if len(self._cache) >= 8:  # many different sizes must not fill the memory
                 self._cache.clear()
             self._cache[key] = sincos_2d(self.width, grid).to(device=device, dtype=dtype)
         return self._cache[key]

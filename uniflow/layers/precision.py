@@ -1,4 +1,4 @@
-"""Full precision inside mixed-precision training: losses, norms and distances are computed in float32 at least."""
+"""Full precision inside mixed-precision training: losses, norms and distances are computed in at least float32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def full_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def full_precision(tensor: Tensor) -> Tensor:
-    """`tensor` in float32 at least."""
+    """`tensor` in at least float32."""
     return tensor.to(full_dtype(tensor.dtype))
 
 

@@ -62,13 +62,13 @@ class LPIPSNetwork(nn.Module):
     def activations(self, images: Tensor) -> list[Tensor]:
         """Activations of the compared layers, each of unit length over its channels."""
         shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (_SHIFT, _SCALE))
-        x, found = (2 * images - 1 - shift) / scale, []
+        x, features = (2 * images - 1 - shift) / scale, []
         for index, layer in enumerate(self.features):
             x = layer(x)
             if index in self.taps:
                 # Under the root, so that a position where nothing is active has a gradient.
-                found.append(x / (x.square().sum(dim=1, keepdim=True) + 1e-8).sqrt())
-        return found
+                features.append(x / (x.square().sum(dim=1, keepdim=True) + 1e-8).sqrt())
+        return features
 
 
 def read_lpips(weights: str, backbone: str, sha256: str | None = None) -> LPIPSNetwork:
@@ -76,7 +76,7 @@ def read_lpips(weights: str, backbone: str, sha256: str | None = None) -> LPIPSN
 
     Args:
         weights: safetensors file with the backbone's convolutions (torchvision's keys, "features.0.weight", ...) and
-            the heads (LPIPS's keys, "lin0.model.1.weight", ...); others are passed over.
+            the heads (LPIPS's keys, "lin0.model.1.weight", ...); others are skipped.
         backbone: "vgg16" or "alexnet".
         sha256: checksum of the file in hexadecimal; None does not check it.
 
@@ -88,13 +88,13 @@ def read_lpips(weights: str, backbone: str, sha256: str | None = None) -> LPIPSN
         network = LPIPSNetwork(backbone)
     if not Path(weights).is_file():
         raise FileNotFoundError(
-            f"LPIPS weights: no such file: {weights!r}; docs/decoders.md has the script that makes it"
+            f"LPIPS weights: no such file: {weights!r}; docs/decoders.md has a script that makes it"
         )
     if sha256 is not None:
         with open(weights, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256.lower():
-            raise ValueError(f"LPIPS weights: {weights} has the SHA-256 {found}, expected {sha256}")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256.lower():
+            raise ValueError(f"LPIPS weights: {weights} has the SHA-256 {digest}, expected {sha256}")
     try:
         tensors = load_file(weights)
     except SafetensorError as error:

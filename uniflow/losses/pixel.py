@@ -1,4 +1,4 @@
-"""Losses on painted images, for training beside any decoder's own loss: perceptual and adversarial."""
+"""Losses on decoded images that any decoder can add to its own loss: perceptual and adversarial."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PixelLoss(Part):
 
     @abstractmethod
     def forward(self, estimate: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Weighted losses by name, scalars, float32 at least; their sum is minimised.
+        """Weighted losses by name, scalars, at least float32; their sum is minimised.
 
         Args:
             estimate: (B, 3, H, W), nominally in [0, 1], not clamped; gradients flow through it.
@@ -47,11 +47,11 @@ class PixelLoss(Part):
 class Perceptual(PixelLoss):
     """LPIPS, the distance of deep features (arXiv 1801.03924; see `LPIPSNetwork`), always in float32.
 
-    The network is frozen and no part of the module: checkpoints do not hold it.
+    The network is frozen and outside the module tree, so checkpoints do not hold it.
 
     Args:
         weights: safetensors file with the backbone's convolutions (torchvision's keys, "features.0.weight", ...) and
-            the heads (LPIPS's keys, "lin0.model.1.weight", ...). docs/decoders.md has the script that makes it.
+            the heads (LPIPS's keys, "lin0.model.1.weight", ...). docs/decoders.md has a script that makes it.
         backbone: the network that `weights` is for, in torchvision's terms.
         weight: factor on the loss.
         sha256: checksum of the file in hexadecimal; None does not check it.
@@ -99,7 +99,7 @@ class Adversarial(PixelLoss):
         depth: layers that halve the image.
 
     Raises:
-        ValueError: for a negative weight, a width that is no multiple of 8 or a depth below 1.
+        ValueError: for a negative weight, a width that is not a multiple of 8 or a depth below 1.
     """
 
     def __init__(self, weight: float = 0.1, width: int = 64, depth: int = 3) -> None:
@@ -120,7 +120,7 @@ class Adversarial(PixelLoss):
         """`{"adversarial": the generator's loss, "discriminator": the discriminator's}`.
 
         Raises:
-            ValueError: for images that the discriminator would halve to nothing.
+            ValueError: for images too small for the discriminator's depth.
         """
         if min(images.shape[-2:]) < 2**self.depth:
             raise ValueError(
@@ -129,10 +129,10 @@ class Adversarial(PixelLoss):
             )
         detached = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
         with without_autocast(estimate.device):
-            dtype = next(self.parameters()).dtype  # float32, but for models that are in low precision as a whole
+            dtype = next(self.parameters()).dtype  # float32, unless the whole model is in low precision
             estimate, images = (2 * x.to(dtype) - 1 for x in (estimate, images))
             judged = torch.func.functional_call(self.discriminator, detached, (estimate,))
             pair = self.discriminator(torch.cat([images, estimate.detach()]))
-            true, painted = pair.to(full_dtype(dtype)).chunk(2)
-            hinge = 0.5 * (F.relu(1 - true).mean() + F.relu(1 + painted).mean())
-            return {"adversarial": -self.weight * judged.to(true.dtype).mean(), "discriminator": hinge}
+            real, decoded = pair.to(full_dtype(dtype)).chunk(2)
+            hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + decoded).mean())
+            return {"adversarial": -self.weight * judged.to(real.dtype).mean(), "discriminator": hinge}

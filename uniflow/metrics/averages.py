@@ -1,4 +1,4 @@
-"""Means over a whole evaluation, whatever the batches and processes it was cut into."""
+"""Means over a whole evaluation, in any batches and on any number of processes."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Averages:
 
     def compute(self) -> dict[str, float]:
         """The means over all images of all processes, by name; starts afresh. Every process has to call it."""
-        own = {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
+        local = {name: (float(self._sums[name]), self._counts[name]) for name in self._sums}
         self._sums, self._counts = {}, {}
-        parts = gather_lists([own])
+        parts = gather_lists([local])
         names = list(dict.fromkeys(name for part in parts for name in part))
         means = {}
         for name in names:
-            found = [part[name] for part in parts if name in part]
-            means[name] = sum(total for total, _ in found) / sum(count for _, count in found)
+            sums = [part[name] for part in parts if name in part]
+            means[name] = sum(total for total, _ in sums) / sum(count for _, count in sums)
         return means

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel over a whole data set, whatever batches and processes it was cut into."""
+"""Mean and standard deviation of each channel over a whole data set, in any batches and on any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What set metrics compare images by: one feature vector an image."""
+"""Feature extractors: one vector for each image, which metrics of sets of images compare."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.pixels import to_uint8
 from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.precision import without_autocast
 
@@ -82,7 +83,7 @@ class InceptionFeatures(FeatureExtractor):
 
     Args:
         weights: the path of that file.
-        sha256: how the file's SHA-256 has to begin.
+        sha256: first digits of the file's SHA-256.
         name: in the metrics' names.
 
     Raises:
@@ -98,7 +99,7 @@ class InceptionFeatures(FeatureExtractor):
         except ImportError as error:
             raise ImportError("Inception features need torch-fidelity: pip install 'uniflow[fid]'") from error
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        # torch-fidelity unpickles what it is given; it is given a copy that was read safely.
+        # torch-fidelity unpickles its file, so it gets a copy of tensors that were read safely.
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "inception.pth"
             torch.save(state, copy)
@@ -107,7 +108,7 @@ class InceptionFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_uint8(images)
         network = self.network.to(images.device)
         with without_autocast(images.device):
             return network(pixels)[0].float()
@@ -134,7 +135,7 @@ def check_file(path: str, sha256: str | None, what: str) -> str:
     if not Path(path).is_file():
         raise ValueError(f"{what}: no such file: {path!r}; nothing is downloaded, give the path of a local file")
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 and not found.startswith(sha256.lower()):
-        raise ValueError(f"{what}: {path!r} has SHA-256 {found[:12]}..., which should begin with {sha256}")
-    return found[:12]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 and not digest.startswith(sha256.lower()):
+        raise ValueError(f"{what}: {path!r} has SHA-256 {digest[:12]}..., which should begin with {sha256}")
+    return digest[:12]

@@ -1,4 +1,4 @@
-"""What an image is, whatever batch or process it is in."""
+"""Digests and noise that depend on the image alone, not on its batch or process."""
 
 from __future__ import annotations
 

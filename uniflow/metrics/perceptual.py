@@ -18,9 +18,9 @@ class LPIPS:
     Published tables use AlexNet for evaluation and VGG16 for training.
 
     Args:
-        weights: safetensors file of backbone and heads; docs/decoders.md has the script that makes it.
+        weights: safetensors file of backbone and heads; docs/decoders.md has a script that makes it.
         backbone: the network that `weights` is for.
-        sha256: how the file's SHA-256 has to begin; None takes any file, and the fingerprint tells them apart.
+        sha256: first digits of the file's SHA-256; None takes any file, and the fingerprint tells them apart.
 
     Raises:
         ValueError: if the file is missing, another one, or does not fit the backbone.

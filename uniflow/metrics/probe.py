@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.pixels import to_unit_range
+
 
 @torch.inference_mode(False)
 @torch.enable_grad()
@@ -28,7 +30,7 @@ def linear_probe(
         test_features: (M, D).
         test_labels: (M,).
         l2: weight of the squared norm of the classifier's matrix.
-        iterations: at most so many L-BFGS iterations.
+        iterations: at most this many L-BFGS iterations.
 
     Returns:
         Share of right answers on the test features, in [0, 1].
@@ -72,7 +74,7 @@ def linear_psnr(
 ) -> float:
     """PSNR of images whose patches are read from their tokens by ridge regression of reduced rank.
 
-    How much of the picture a layer keeps within a linear map's reach. The regression is Izenman's (1975) with equal
+    How much of the image a layer keeps within a linear map's reach. The regression is Izenman's (1975) with equal
     weights: the fitted values are projected on their first principal components. Computed in float64.
 
     Args:
@@ -94,8 +96,8 @@ def linear_psnr(
         raise ValueError(f"linear_psnr: rank must be at least 1 or None, not {rank}")
     pixels = []
     for tokens, images in ((train_tokens, train_images), (test_tokens, test_images)):
-        scale = 1 if images.is_floating_point() else 255
-        patches = F.unfold(images.double() / scale, patch_size, stride=patch_size).transpose(1, 2)
+        pixels_01 = to_unit_range(images, torch.float64).double()
+        patches = F.unfold(pixels_01, patch_size, stride=patch_size).transpose(1, 2)
         if patches.shape[:2] != tokens.shape[:2]:
             raise ValueError(f"linear_psnr: {tuple(tokens.shape[:2])} tokens for {tuple(patches.shape[:2])} patches")
         pixels.append(patches.flatten(0, 1))

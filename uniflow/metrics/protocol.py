@@ -34,7 +34,7 @@ class ReconstructionProtocol:
             They are computed in tests, not in validation.
         features: what set metrics compare by; the embedded encoder if none is given.
         lpips: LPIPS as a further metric of single images.
-        noise_seed: of the noise that flow decoders start from; each image has its own, whatever its batch.
+        noise_seed: of the noise that flow decoders start from; the noise of an image does not depend on its batch.
 
     Raises:
         ValueError: for an unknown metric.
@@ -98,7 +98,7 @@ class Evaluation:
         self._sets = protocol.sets if with_sets else ()
         self._with_statistics = with_sets
         self._originals = _FeatureSet(protocol.features if self._sets else ())
-        self._painted: dict[str, _FeatureSet] = {}
+        self._reconstructions: dict[str, _FeatureSet] = {}
 
     def add_originals(self, originals: Tensor, digests: Sequence[str], names: Sequence[str] | None = None) -> None:
         """Begin a batch.
@@ -122,7 +122,7 @@ class Evaluation:
         for name, values in self.protocol.of_images(reconstruction, self._batch).items():
             self.add_values(name + suffix, values)
         if self._sets:
-            self._painted.setdefault(suffix, _FeatureSet(self.protocol.features)).update(reconstruction)
+            self._reconstructions.setdefault(suffix, _FeatureSet(self.protocol.features)).update(reconstruction)
 
     def add_values(self, name: str, values: Tensor) -> None:
         """Any other number of each image of the batch, (B,)."""
@@ -147,18 +147,18 @@ class Evaluation:
         return results | self._compare_sets()
 
     def settings(self, **more: Any) -> dict[str, Any]:
-        """All that the numbers depend on besides the model; call after `compute`."""
+        """Everything that the numbers depend on besides the model; call after `compute`."""
         return {**self.protocol.settings(), "num_images": len(self.rows), "contents": self.contents, **more}
 
     def _compare_sets(self) -> dict[str, float]:
         results: dict[str, float] = {}
         originals = self._originals.gather()
-        for suffix, reconstructions in self._painted.items():
-            painted = reconstructions.gather()
+        for suffix, reconstructions in self._reconstructions.items():
+            decoded = reconstructions.gather()
             if len(self.rows) < 2:  # one image has no spread
                 continue
-            for metric, name in itertools.product(self._sets, painted):
-                results[f"{metric}_{name}{suffix}"] = _compare(metric, originals[name], painted[name])
+            for metric, name in itertools.product(self._sets, decoded):
+                results[f"{metric}_{name}{suffix}"] = _compare(metric, originals[name], decoded[name])
         return results
 
 
@@ -179,7 +179,7 @@ class _FeatureSet:
         return {name: torch.cat(batches) for name, batches in gathered.items() if batches}
 
 
-def _compare(metric: SetMetric, originals: Tensor, painted: Tensor) -> float:
+def _compare(metric: SetMetric, originals: Tensor, decoded: Tensor) -> float:
     if metric == "frechet":
-        return frechet_distance(*moments(originals), *moments(painted))
-    return (kid if metric == "kid" else cmmd)(originals, painted)
+        return frechet_distance(*moments(originals), *moments(decoded))
+    return (kid if metric == "kid" else cmmd)(originals, decoded)

@@ -86,5 +86,5 @@ def ms_ssim(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def patch_means(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, 3, H, W) with every patch painted in its mean colour; H and W are multiples of `patch_size`."""
+    """Images (B, 3, H, W) with every patch filled with its mean colour; H and W are multiples of `patch_size`."""
     return F.interpolate(F.avg_pool2d(images, patch_size), scale_factor=patch_size, mode="nearest")

@@ -73,7 +73,7 @@ def knn_accuracy(
     """
     _check("train", train_features, train_labels, 1)
     _check("test", test_features, test_labels, 1)
-    predicted = _vote(train_features, train_labels, test_features, k, temperature, own=False)
+    predicted = _vote(train_features, train_labels, test_features, k, temperature, leave_one_out=False)
     return float((predicted == test_labels).double().mean())
 
 
@@ -93,7 +93,7 @@ def leave_one_out_knn_accuracy(features: Tensor, labels: Tensor, *, k: int = 20,
         ValueError: with fewer than 2 images, or as `knn_accuracy`.
     """
     _check("only", features, labels, 2)
-    predicted = _vote(features, labels, features, k, temperature, own=True)
+    predicted = _vote(features, labels, features, k, temperature, leave_one_out=True)
     return float((predicted == labels).double().mean())
 
 
@@ -104,19 +104,19 @@ def _check(name: str, features: Tensor, labels: Tensor, least: int) -> None:
 
 
 def _vote(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, k: int, temperature: float, *, own: bool
+    train_features: Tensor, train_labels: Tensor, features: Tensor, k: int, temperature: float, *, leave_one_out: bool
 ) -> Tensor:
-    """The class of each of `features`; with `own`, these are the training features, and none is its own neighbour."""
+    """The class of each of `features`; with `leave_one_out` these are the training features, without themselves."""
     if k < 1 or not temperature > 0:
         raise ValueError(f"k-NN needs k >= 1 and a temperature above 0, got {k} and {temperature}")
     classes, numbers = train_labels.unique(return_inverse=True)
     x, queries = F.normalize(train_features.double(), dim=1), F.normalize(features.double(), dim=1)
-    k = min(k, len(x) - own)
+    k = min(k, len(x) - leave_one_out)
     predicted = []
     for start in range(0, len(queries), _CHUNK):
         # Rounded, because equal neighbours get similarities that differ in the last digit.
         similarity = (queries[start : start + _CHUNK] @ x.T).round(decimals=12)
-        if own:
+        if leave_one_out:
             rows = torch.arange(len(similarity), device=similarity.device)
             similarity[rows, start + rows] = -torch.inf
         least = similarity.topk(k, dim=1).values[:, -1:]

@@ -74,7 +74,7 @@ def slice_means(rows: Sequence[Row]) -> list[dict[str, Any]]:
     The slices are, by each of `STATISTICS`, the third of the images that has least of it and the third that has most;
     and, if the names tell at least two first-level folders, each folder. Thirds and no fixed limits, because a
     statistic's range depends on the size and kind of the images; so compare slices of the same images only. Images
-    that are as far as the last of a third belong to it, too; a statistic by which the thirds would meet gives none.
+    that tie with the last of a third also belong to it; a statistic whose thirds would overlap gives no slices.
 
     Args:
         rows: one dict an image, as `Evaluation.rows` after `compute`.
@@ -84,12 +84,12 @@ def slice_means(rows: Sequence[Row]) -> list[dict[str, Any]]:
         A metric that no image of a slice has is left out.
     """
     metrics = metric_names(rows)
-    found = []
+    table = []
     for name, where, chosen in [("all", "", list(rows)), *_thirds(rows), *_folders(rows)]:
         columns = {metric: [row[metric] for row in chosen if metric in row] for metric in metrics}
         means = {m: float(torch.tensor(v, dtype=torch.float64).mean()) for m, v in columns.items() if v}
-        found.append({"slice": name, "where": where, "count": len(chosen), **means})
-    return found
+        table.append({"slice": name, "where": where, "count": len(chosen), **means})
+    return table
 
 
 def _thirds(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:

@@ -24,7 +24,7 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         table = {column: [row.get(column) for row in rows] for column in columns}
         pyarrow.parquet.write_table(pyarrow.table(table), path)
         return
-    # Names of files are no valid text if the system's are not UTF-8.
+    # File names may be invalid text on a system that does not use UTF-8.
     with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

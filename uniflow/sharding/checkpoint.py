@@ -52,10 +52,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):
             meta = torch.load(path / META_NAME, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many types for a file that is no checkpoint
+    except Exception as error:  # zipfile and torch raise many types for a file that is not a checkpoint
         raise ValueError(f"{path / META_NAME} is damaged, or holds more than plain values") from error
     if not isinstance(meta, dict):
-        raise ValueError(f"{path / META_NAME} is no checkpoint's")
+        raise ValueError(f"{path / META_NAME} is not the {META_NAME} of a checkpoint")
     return meta
 
 
@@ -74,17 +74,17 @@ def load_into(state: dict[str, Any], path: Path) -> None:
 
 
 def stored_tensors(path: Path, prefix: str) -> dict[str, TensorStorageMetadata]:
-    """Names of the tensors of a checkpoint that begin with `prefix`, which is taken off, and what they are."""
-    found = SafeReader(path).read_metadata().state_dict_metadata
+    """Names of the tensors of a checkpoint that begin with `prefix`, which is removed, with shape and type."""
+    entries = SafeReader(path).read_metadata().state_dict_metadata
     return {
         name.removeprefix(prefix): entry
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
     }
 
 
 def read_tensors(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The whole tensors whose names begin with `prefix`, which is taken off, on the CPU, read by one process.
+    """The whole tensors whose names begin with `prefix`, which is removed, on the CPU, read by one process.
 
     Raises:
         ValueError: if the checkpoint is damaged.
@@ -109,20 +109,20 @@ class SafeReader(dcp.FileSystemReader):
         try:
             metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
         except Exception as error:  # a damaged pickle raises anything
-            raise ValueError(f"{path} is no index of a checkpoint, or holds more than that ({error})") from error
+            raise ValueError(f"{path} is not the index of a checkpoint, or holds more than that ({error})") from error
         if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path} is no index of a checkpoint")
-        for place in (getattr(info, "relative_path", "") for info in (metadata.storage_data or {}).values()):
-            if Path(place).name != place:
-                raise ValueError(f"{path} points outside of its folder: {place}")
+            raise ValueError(f"{path} is not the index of a checkpoint")
+        for piece in (getattr(info, "relative_path", "") for info in (metadata.storage_data or {}).values()):
+            if Path(piece).name != piece:
+                raise ValueError(f"{path} points outside of its folder: {piece}")
         return metadata
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """torch's planner, which reads values that are no tensors without unpickling."""
+    """torch's planner, which reads values that are not tensors without unpickling."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Take over one value that is no tensor."""
+        """Take over one value that is not a tensor."""
         plain = io.BytesIO()
         torch.save(torch.load(value, weights_only=True), plain)  # raises where it is not plain
         plain.seek(0)
@@ -134,4 +134,4 @@ class _IndexUnpickler(pickle.Unpickler):
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.layout)
         if is_type or name in _INDEX_CLASSES.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from uniflow.core.part import Part
 from uniflow.layers.blocks import find_blocks
 
 
@@ -47,10 +48,10 @@ class Sharding:
 
 
 def shard(part: nn.Module, sharding: Sharding) -> None:
-    """Spread the parameters of a part over processes, each of its blocks on its own.
+    """Spread the parameters of a part over processes, block by block.
 
-    Whatever a part is used through has to be its `forward` or one of its `entry_points`: there its parameters are
-    gathered. All processes have to use it equally often.
+    A part may be used only through its `forward` and its `entry_points`, which gather its parameters. All processes
+    have to use it equally often.
 
     Args:
         part: an encoder, bottleneck, decoder or pixel loss; it is changed in place, and its parameters become
@@ -58,19 +59,16 @@ def shard(part: nn.Module, sharding: Sharding) -> None:
         sharding: how.
 
     Raises:
-        ValueError: for a part that writes its parameters itself, which would reach the gathered copies only.
+        ValueError: if the part says that it cannot be sharded.
     """
-    if any(getattr(module, "writes_parameters", False) for module in part.modules()):
-        raise ValueError(
-            f"{type(part).__name__} writes entries of its learnable codebook in training, which sharding would lose: "
-            "set learnable to false, or kmeans_init to false and dead_code_threshold to 0, or trainer.strategy to ddp"
-        )
+    if isinstance(part, Part):
+        part.check_shardable()
     if isinstance(part, FSDPModule) or next(part.parameters(), None) is None:
         return
     for block in find_blocks(part):
         sharding.apply(block, reshard_after_forward=sharding.reshard_after_forward)
     sharding.apply(part)
-    for name in getattr(part, "entry_points", ()):
+    for name in part.entry_points if isinstance(part, Part) else ():
         _register(part, name)
 
 
@@ -99,7 +97,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Give all gathered parameters back, so that `module.parameters()` are the DTensors that are trained.
+    """Free all gathered parameters, so that `module.parameters()` are the DTensors that are trained.
 
     After an evaluation some are still gathered.
     """
@@ -109,9 +107,9 @@ def reshard(module: nn.Module) -> None:
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The whole state of a module, on the CPU of process 0, and nothing on the others. All processes have to call it.
+    """The whole state of a module, on the CPU of process 0, and empty on the others. All processes have to call it.
 
-    Of a module that is not sharded it is `state_dict()`, on all.
+    For a module that is not sharded it is `state_dict()`, on all processes.
     """
     if not is_sharded(module):
         return module.state_dict()
@@ -120,12 +118,12 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Of DTensors this process's pieces, which share their memory; other tensors as they are."""
+    """This process's pieces of DTensors, which share their memory; other tensors as they are."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def spread_like(target: Tensor | None, value: Tensor) -> Tensor:
-    """A whole tensor that every process has, spread as `target` is; as it is if that is no DTensor."""
+    """A whole tensor that every process has, spread as `target` is; as it is if that is not a DTensor."""
     if not isinstance(target, DTensor):
         return value
     placed = value.to(target.device_mesh.device_type)

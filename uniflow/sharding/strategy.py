@@ -54,7 +54,7 @@ class FSDP2(ModelParallelStrategy):
         shard_size: processes that share one copy of the model, such as those of a node; there are as many copies as
             world_size / shard_size. None is all processes, one copy.
         gather_dtype: type in which parameters are gathered. "bfloat16" halves the traffic under bf16-mixed precision,
-            where matrix products use that type anyway; norms and position embeddings are rounded to it, too.
+            where matrix products use that type anyway; norms and position embeddings are rounded to it too.
         reshard_after_forward: give a block's parameters back after its forward pass, and gather them again for the
             backward pass. False takes more memory and a third less traffic.
         async_save: write checkpoints in the background; training waits only until they have been copied to the CPU.
@@ -86,7 +86,7 @@ class FSDP2(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every process has data of its own."""
+        """Every process has its own data."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     def setup_environment(self) -> None:
@@ -122,7 +122,7 @@ class FSDP2(ModelParallelStrategy):
         return get_model_state_dict(self.model, options=StateDictOptions(cpu_offload=True))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Path_, storage_options: Any = None) -> None:
-        """Write a folder, which takes the place of an older one only when it is complete."""
+        """Write a folder, which replaces an older one only when it is complete."""
         if storage_options is not None:
             raise TypeError("FSDP2 writes folders, and takes no storage_options")
         self.finish_saving()
@@ -142,7 +142,7 @@ class FSDP2(ModelParallelStrategy):
             self._publish(path)
             self.barrier()
             return
-        if self._save_group is None:  # of its own, since it is used from another thread
+        if self._save_group is None:  # a separate one, since it is used from another thread
             self._save_group = dist.new_group(backend="gloo")
         written = dcp.async_save(tensors, checkpoint_id=part, process_group=self._save_group)
         assert isinstance(written, Future)
@@ -192,10 +192,10 @@ class FSDP2(ModelParallelStrategy):
         """Restore from the one file of a run without sharding."""
         assert self.model is not None
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        own = self.model.state_dict()
+        current = self.model.state_dict()
         state, averages = checkpoint.pop("state_dict"), checkpoint.get("ema", {})
-        self.model.load_state_dict({name: spread_like(own.get(name), value) for name, value in state.items()})
-        checkpoint["ema"] = {name: spread_like(own.get(name), value) for name, value in averages.items()}
+        self.model.load_state_dict({name: spread_like(current.get(name), value) for name, value in state.items()})
+        checkpoint["ema"] = {name: spread_like(current.get(name), value) for name, value in averages.items()}
         for optimizer, saved in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for number, values in saved["state"].items():

@@ -1,4 +1,4 @@
-"""What hidden states look like on training images: the numbers that layers are normalised by."""
+"""Statistics of hidden states on training images, by which layers are normalised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from uniflow.core.distributed import sum_over_ranks
 from uniflow.tokenizer import Tokenizer
 
 
@@ -14,7 +15,7 @@ from uniflow.tokenizer import Tokenizer
 def calibrate(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> None:
     """Measure mean and size of every hidden state, over all processes, and give them to the bottleneck.
 
-    Every process has to call it, with as many batches of its own.
+    Every process has to call it, each with the same number of batches.
 
     Args:
         tokenizer: in evaluation mode, on its device.
@@ -36,9 +37,7 @@ def calibrate(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> None:
             rows = state.flatten(0, 1).to(dtype)
             sums[:, layer] += torch.stack([rows.sum(0), rows.square().sum(0)])
         count += len(rows)
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-        torch.distributed.all_reduce(count)
+    sum_over_ranks(sums, count)
     if not count:
         raise ValueError("there is nothing to calibrate on: the training data gave no image")
     means, squares = sums / count

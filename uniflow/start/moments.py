@@ -1,15 +1,17 @@
-"""Sums of products over a data set, whatever batches and processes it was cut into."""
+"""Sums of products over a data set, in any batches and on any number of processes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from uniflow.core.distributed import sum_over_ranks
+
 
 class SecondMoments:
     """Means of, and covariances between, the inputs and the targets of a linear regression, in float64.
 
-    Only sums are kept, so neither order nor batch size nor number of processes matters, but for rounding.
+    Only sums are kept, so neither order nor batch size nor number of processes matters, except for rounding.
 
     Attributes:
         count: rows added, of all processes after `reduce`.
@@ -40,11 +42,8 @@ class SecondMoments:
         """
         if not self._sums:
             raise ValueError("there is nothing to regress on: the training data gave no image")
-        if not torch.distributed.is_initialized():
-            return
         count = torch.tensor(self.count, dtype=torch.int64, device=self._sums[0].device)
-        for tensor in (count, *self._sums):
-            torch.distributed.all_reduce(tensor)
+        sum_over_ranks(count, *self._sums)
         self.count = int(count)
 
     @property

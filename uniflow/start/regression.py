@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.bottleneck.layers import last_features
+from uniflow.core.distributed import is_distributed
 from uniflow.core.pixels import to_unit_range
 from uniflow.layers.grid import patchify
 from uniflow.metrics import image_digests
@@ -83,7 +84,7 @@ class Regression:
         return solution
 
     def _choose(self, images: Tensor, count: int) -> Tensor:
-        """Places of the tokens to use, (B, tokens): a function of each image, whatever batch it comes in."""
+        """Positions of the tokens to use, (B, tokens): a function of each image alone, not of its batch."""
         if self.tokens is None or self.tokens >= count:
             return torch.arange(count).expand(len(images), -1)
         seeds = [int(digest[:12], 16) for digest in image_digests(images)]
@@ -113,6 +114,6 @@ def set_values(part: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         target = state[name]
         whole = value.to(target.device, target.dtype).contiguous()
-        if torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.broadcast(whole, src=0)
         target.copy_(spread_like(target, whole))

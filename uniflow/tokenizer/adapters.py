@@ -1,4 +1,4 @@
-"""A tokenizer behind the interfaces that other projects expect; neither of them is needed to use it."""
+"""A tokenizer with the interfaces that other projects expect, without a dependency on them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from uniflow.layers.grid import to_tokens
 from uniflow.tokenizer.model import Tokenizer
 
 
@@ -126,7 +127,7 @@ class VisionTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Tokens N of an image of `image_size`, padded if need be."""
+        """Tokens N of an image of `image_size`, padded if needed."""
         patch_size = self.tokenizer.encoder.spec.patch_size
         multiple = max(patch_size, self.tokenizer.patch_size)
         return (-(-self.image_size // multiple) * multiple // patch_size) ** 2
@@ -134,4 +135,4 @@ class VisionTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), uint8 or float in [0, 1] -> patch tokens (B, N, D), row by row."""
         [features] = self.tokenizer.features(images, layers=[self.layer])
-        return features.flatten(2).transpose(1, 2)
+        return to_tokens(features)

@@ -1,4 +1,4 @@
-"""The model card: what stands as README.md beside a tokenizer's weights, here and on the hub."""
+"""The model card: the README.md in a tokenizer's folder, here and on the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from uniflow.bottleneck import Bottleneck
+from uniflow.core.atomic import replacing
+from uniflow.core.errors import one_line
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 
@@ -66,7 +68,7 @@ def model_card(parts: Parts, recipe: Mapping[str, Any] | None, results: Mapping[
         library_name="uniflow",
         pipeline_tag="image-feature-extraction",
         tags=["uniflow", "visual-tokenizer", "image-reconstruction"],
-        base_model=base_model(parts[0]),
+        base_model=parts[0].base_model,
     )
     named = dict(zip(("encoder", "bottleneck", "decoder"), parts, strict=True))
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in named.items()}
@@ -84,34 +86,21 @@ def model_card(parts: Parts, recipe: Mapping[str, Any] | None, results: Mapping[
     return f"---\n{header.to_yaml()}\n---\n{body}"
 
 
-def base_model(encoder: VisionEncoder) -> str | None:
-    """The hub's name of the weights that the encoder started from, where its arguments tell."""
-    arguments = encoder.init_args
-    if arguments.get("weights") != "pretrained":
-        return None
-    name = arguments.get("name")
-    if isinstance(name, str) and "/" in name:  # of transformers: a name on the hub, or a folder
-        return None if Path(name).exists() else name
-    # timm's pretrained weights have a size of their own; an encoder of another size had them from elsewhere.
-    sizes = ("depth", "embed_dim", "num_heads", "patch_size", "image_size", "mlp_ratio")
-    timm_config = getattr(getattr(encoder, "model", None), "pretrained_cfg", {})
-    return None if any(arguments.get(size) is not None for size in sizes) else timm_config.get("hf_hub_id")
-
-
 def write_card(directory: Path, card: str) -> None:
     """Write `card` as README.md into `directory`.
 
-    Of a README.md that is there, what a user wrote stays: its header, and all that stands before and behind the
-    generated part. One that has no generated part stays as it is.
+    If there is a README.md already, only its generated part is replaced: its header, and the text before and after that
+    part, are the user's. One without a generated part is not changed.
     """
     path = directory / CARD_NAME
     if path.is_file():
         card = _merge(path.read_text(encoding="utf-8"), card)
-    path.write_text(card, encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(card, encoding="utf-8")
 
 
 def read_run(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Recipe and test results of a run's folder, for `model_card`; None for what it does not hold.
+    """Recipe and test results in a run's folder, for `model_card`; None for those that are missing.
 
     Raises:
         ValueError: if one of the files is damaged.
@@ -125,7 +114,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     try:
         content = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} cannot be read: it holds no names with values")
     return content

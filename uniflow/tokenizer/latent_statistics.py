@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from uniflow.layers.precision import full_precision
 
-# A channel that never moves has the standard deviation 0; it is divided by this instead.
+# A constant channel has the standard deviation 0; it is divided by this instead.
 MIN_STD = 1e-6
 
 
@@ -20,8 +20,9 @@ class NormalizedLatents(nn.Module):
     """What a tokenizer knows about the distribution of its latents.
 
     Attributes:
-        latent_mean: mean of each channel, (C,), float32; None without statistics. No part of the state dict.
-        latent_std: population standard deviation of each channel, likewise.
+        latent_mean: mean of each channel, (C,), float32; None without statistics. Not in the state dict.
+        latent_std: population standard deviation of each channel, (C,), float32; None without statistics. Not in the
+            state dict.
     """
 
     latent_mean: Tensor | None
@@ -47,7 +48,7 @@ class NormalizedLatents(nn.Module):
         Args:
             mean: of each channel, C numbers.
             std: population standard deviation of each channel, C numbers of at least 0.
-            count: latents (places on grids, not pictures) that were measured, at least 1.
+            count: latent vectors (grid positions, not images) that were measured, at least 1.
 
         Raises:
             ValueError: if these are not C finite means and standard deviations, or nothing was counted.
@@ -99,7 +100,7 @@ class NormalizedLatents(nn.Module):
             latents: (B, C, h, w).
 
         Returns:
-            The same shape, float32 at least.
+            The same shape, at least float32.
 
         Raises:
             ValueError: if the tokenizer has no statistics.
@@ -108,7 +109,7 @@ class NormalizedLatents(nn.Module):
         return (full_precision(latents) - mean) / std
 
     def denormalize_latents(self, latents: Tensor) -> Tensor:
-        """The inverse of `normalize_latents`, computed in float32 at least, in the type of the tokenizer's parameters.
+        """The inverse of `normalize_latents`, computed in at least float32, in the type of the tokenizer's parameters.
 
         Raises:
             ValueError: if the tokenizer has no statistics.

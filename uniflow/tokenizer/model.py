@@ -15,7 +15,7 @@ from torch import Tensor
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
-from uniflow.core.part import build_part, constructor_arguments, part_config
+from uniflow.core.part import build_part, own_class, part_config
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.pretrained import packaged
@@ -23,23 +23,25 @@ from uniflow.tokenizer.card import model_card, write_card
 from uniflow.tokenizer.latent_statistics import NormalizedLatents
 from uniflow.tokenizer.official import read_official, write_official
 from uniflow.tokenizer.saving import (
+    FORMAT,
+    PART_BASES,
     AllocationLimit,
     fetch_directory,
     load_strictly,
+    part_classes,
     read_checkpoint,
     read_directory,
+    without_adapters,
     write_directory,
 )
 from uniflow.tokenizer.tiling import decode_tiled
 from uniflow.version import __version__
 
-FORMAT = 1
-
 
 class Tokenizer(NormalizedLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
-    Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are no multiple of the patch size
+    Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are not a multiple of the patch size
     are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w).
 
     Args:
@@ -95,7 +97,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         Args:
             images: RGB, uint8 or float in [0, 1].
             normalize: whether to bring each channel to mean 0 and variance 1 by the stored latent statistics; the
-                result is float32 at least.
+                result is at least float32.
 
         Raises:
             ValueError: if the images are not RGB batches, or there are no statistics to normalise with.
@@ -228,18 +230,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             ValueError: if a part is missing, cannot be imported, or does not take its arguments, or if the latent
                 statistics do not fit the latents.
         """
-        if config.get("format") != FORMAT:
-            raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
-        for part in ("encoder", "bottleneck", "decoder"):
-            if not isinstance(config.get(part), Mapping):
-                raise ValueError(f"the tokenizer's config names no {part}")
-        encoder_class = import_part(config["encoder"], VisionEncoder)
-        import_part(config["bottleneck"], Bottleneck)
-        import_part(config["decoder"], PixelDecoder)
-        takes_weights = "weights" in constructor_arguments(encoder_class)
-        encoder = build_part(config["encoder"], VisionEncoder, **({"weights": None} if takes_weights else {}))
-        if takes_weights:  # where the weights once came from stays on record
-            encoder.init_args["weights"] = config["encoder"].get("init_args", {}).get("weights")
+        part_classes(config)  # all are checked before the first is built
+        encoder = _build_unloaded(config["encoder"])
         bottleneck = build_part(config["bottleneck"], Bottleneck, encoder.spec)
         tokenizer = cls(encoder, bottleneck, build_part(config["decoder"], PixelDecoder, bottleneck.spec))
         tokenizer.load_latent_statistics(config)
@@ -258,13 +250,13 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
     ) -> str | None:
         """Write `config.json`, `model.safetensors` and the card `README.md` into a folder.
 
-        Of a card that is there already, only the part that was generated is written anew.
+        If there is a card already, only its generated part is replaced.
 
         Args:
-            save_directory: the folder, which is made if need be.
-            config: None; the mixin's `push_to_hub` passes it on, and a tokenizer knows its own.
+            save_directory: the folder; created if needed.
+            config: must be None: a tokenizer has its own config. The mixin's `push_to_hub` passes this argument.
             repo_id: where to push it; the folder's name by default.
-            push_to_hub: whether to upload it, too.
+            push_to_hub: whether to upload it too.
             state_dict: the weights to write; None is the model's own. For models that are sharded.
             model_card_kwargs: `recipe` and `results` for the card, see `uniflow.tokenizer.card.model_card`.
             **push_to_hub_kwargs: of `push_to_hub`.
@@ -278,7 +270,10 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         if config is not None:
             raise TypeError("a tokenizer is saved with its own config: leave the argument config out")
         directory, card = Path(save_directory), self.generate_model_card(**(model_card_kwargs or {}))
-        write_directory(directory, self.config(), self.state_dict() if state_dict is None else state_dict)
+        tensors = self.state_dict() if state_dict is None else state_dict
+        on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        classes = {name: own_class(part) for name, part in zip(PART_BASES, self.parts, strict=True)}
+        write_directory(directory, *without_adapters(self.config(), on_cpu, classes))
         write_card(directory, str(card))
         if not push_to_hub:
             return None
@@ -328,8 +323,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         """Load a tokenizer, in evaluation mode, in float32, on the CPU. No teacher is built, no code is loaded.
 
         A `path` that exists is read, so a folder called `embedded` wins over the tokenizer in the package. Else, but
-        for "embedded", it is looked up on Hugging Face's hub, or offline in its cache; `config.json` and
-        `model.safetensors` are all that is fetched. For parts of one's own see `uniflow.core.imports.import_part`.
+        for "embedded", it is looked up on Hugging Face's hub, or offline in its cache; only `config.json`
+        and `model.safetensors` are fetched. For your own parts see `uniflow.core.imports.import_part`.
 
         Args:
             path: a directory made by `save_pretrained`, a checkpoint of `uniflow fit`, "embedded", the small tokenizer
@@ -346,9 +341,9 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             ValueError: if it holds no tokenizer, or its weights do not fit its config.
             OSError: if it cannot be read or fetched.
         """
-        place = Path(path)
-        if not (place.is_dir() or place.is_file()):
-            place = packaged(os.fspath(path)) or fetch_directory(
+        source = Path(path)
+        if not (source.is_dir() or source.is_file()):
+            source = packaged(os.fspath(path)) or fetch_directory(
                 os.fspath(path),
                 revision=revision,
                 cache_dir=cache_dir,
@@ -356,11 +351,22 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        config, tensors = read_directory(place) if place.is_dir() else read_checkpoint(place)
+        config, tensors = read_directory(source) if source.is_dir() else read_checkpoint(source)
         try:
-            with AllocationLimit(place):
+            with AllocationLimit(source):
+                config, tensors = without_adapters(config, tensors)
+            with AllocationLimit(source):
                 tokenizer = cls.from_config(config)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error
-        load_strictly(tokenizer, tensors, place)
+        load_strictly(tokenizer, tensors, source)
         return tokenizer.eval()
+
+
+def _build_unloaded(config: Mapping[str, Any]) -> VisionEncoder:
+    """The encoder that `config` describes, with random weights."""
+    unloaded = import_part(config, VisionEncoder).unloaded_arguments()
+    encoder = build_part(config, VisionEncoder, **unloaded)
+    given = config.get("init_args", {})
+    encoder.init_args |= {name: given.get(name) for name in unloaded}  # where the weights came from stays on record
+    return encoder

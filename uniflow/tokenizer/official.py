@@ -70,7 +70,7 @@ WRITTEN: dict[str, Any] = {
     "use_flash_attn": True,
 }
 GLOBAL_HEADS = 16  # whatever the width
-# Arguments that the format has no place for and that no result of a trained tokenizer depends on. An encoder's sizes
+# Arguments that the format cannot hold and that change no result of a trained tokenizer. An encoder's sizes
 # are read from the model itself.
 TRAINING_ONLY = {
     "encoder": {
@@ -100,7 +100,7 @@ PREFIXES = {
     "decoder.head.final_proj.": "flow_head.net.final_layer.linear.",
     "decoder.head.": "flow_head.net.",
 }
-# Within a block: start of the release's name -> replacements behind it.
+# Within a block: start of the release's name -> replacements in the rest of it.
 INFIXES = {
     "encoder.layers.": {".ls1.gamma": ".ls1", ".ls2.gamma": ".ls2"},
     "flow_head.net.res_blocks.": {".norm.": ".in_ln.", ".modulation.": ".adaLN_modulation.1."},
@@ -233,7 +233,7 @@ def official_config(parts: Parts, latent_statistics: Mapping[str, Any] | None = 
         "global_blocks_depth": arguments["global_depth"],
         "num_decoder_layers": arguments["flow_depth"],
         "num_sampling_steps": str(arguments["steps"]),
-        # A field of our own, which the release's code passes over.
+        # Our own field, which the release's code ignores.
         **({"latent_statistics": latent_statistics} if latent_statistics else {}),
     }
 
@@ -294,16 +294,16 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
-    places = read_json(path / INDEX_NAME).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+    shards = read_json(path / INDEX_NAME).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
         raise ValueError(f"{path / INDEX_NAME} has no weight_map of tensor names to files")
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(places.values())):
+    for file in sorted(set(shards.values())):
         # A name only: an index must not lead to files elsewhere.
         if Path(file).name != file or not (path / file).is_file():
             raise FileNotFoundError(f"{path / INDEX_NAME} names {file}, and there is no such file beside it")
         shard = read_tensors(path / file)
-        wrong = sorted({name for name, place in places.items() if place == file} ^ shard.keys())
+        wrong = sorted({name for name, where in shards.items() if where == file} ^ shard.keys())
         if wrong:
             raise ValueError(f"{path / file} and {INDEX_NAME} do not agree on the tensor {wrong[0]}")
         tensors |= shard

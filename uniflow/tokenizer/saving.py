@@ -21,57 +21,78 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from uniflow.bottleneck import Bottleneck
+from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
-from uniflow.encoders.lora import LORA_ARGUMENTS, merge_adapters
+from uniflow.core.imports import import_part
+from uniflow.core.part import Part
+from uniflow.decoders.base import PixelDecoder
+from uniflow.encoders.base import VisionEncoder
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta
 from uniflow.sharding.checkpoint import read_tensors as sharded_tensors
 
+FORMAT = 1
+PART_BASES: dict[str, type[Part]] = {"encoder": VisionEncoder, "bottleneck": Bottleneck, "decoder": PixelDecoder}
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
 def write_directory(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer's two files into `directory`, which is made if need be; adapters are merged."""
+    """Write a tokenizer's two files into `directory`, which is made if needed."""
     directory.mkdir(parents=True, exist_ok=True)
-    config, merged = without_adapters(config, {name: tensor.detach().cpu() for name, tensor in tensors.items()})
-    plain = {name: tensor.contiguous() for name, tensor in merged.items()}
-    # Written beside and moved, so that a kill leaves the old file or the new one, never half of one.
-    save_file(plain, directory / f".{WEIGHTS_NAME}", metadata={"format": "pt"})
-    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
-    # safetensors makes files that only their owner can read; others get the rights that any new file has.
-    shutil.copymode(directory / f".{CONFIG_NAME}", directory / f".{WEIGHTS_NAME}")
-    for name in (WEIGHTS_NAME, CONFIG_NAME):
-        os.replace(directory / f".{name}", directory / name)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # The weights are put in place first: the block that is entered last ends first.
+    with replacing(directory / CONFIG_NAME) as new_config, replacing(directory / WEIGHTS_NAME) as new_weights:
+        new_config.write_text(json.dumps(config, indent=2) + "\n")
+        save_file(contiguous, new_weights, metadata={"format": "pt"})
+        # safetensors makes files that only their owner can read; others get the rights that any new file has.
+        shutil.copymode(new_config, new_weights)
+
+
+def part_classes(config: Mapping[str, Any]) -> dict[str, type[Part]]:
+    """The classes of the parts that a tokenizer's `config` names, by name of the part; none is instantiated.
+
+    Raises:
+        ValueError: if the config is of another format, or a part is missing or cannot be imported.
+    """
+    if config.get("format") != FORMAT:
+        raise ValueError(f"this uniflow reads tokenizers of format {FORMAT}, not {config.get('format')!r}")
+    for name in PART_BASES:
+        if not isinstance(config.get(name), Mapping):
+            raise ValueError(f"the tokenizer's config names no {name}")
+    return {name: import_part(config[name], base) for name, base in PART_BASES.items()}
 
 
 def without_adapters(
-    config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: Mapping[str, type[Part]] | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the plain tokenizer that one with low-rank adapters amounts to; others as they are.
+    """Config and tensors of a tokenizer as they are saved: what each part's `plain_state` returns.
 
     Args:
         config: a tokenizer's `config()`.
         tensors: its state dict; not changed.
+        classes: the class of each part, by name; None imports those that the config names.
 
     Raises:
-        ValueError: if adapters and weights do not fit.
+        ValueError: if a part cannot be imported, or its config and tensors do not fit.
     """
-    encoder = config.get("encoder")
-    arguments = encoder.get("init_args") if isinstance(encoder, Mapping) else None
-    if not isinstance(encoder, Mapping) or not isinstance(arguments, Mapping) or arguments.get("tune") != "lora":
-        return dict(config), dict(tensors)
-    alpha = arguments.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise ValueError(f"the config of an encoder with tune 'lora' needs a number as its lora_alpha, not {alpha!r}")
-    plain = {name: None if name in LORA_ARGUMENTS else value for name, value in arguments.items()}
-    plain_encoder = {**encoder, "init_args": plain | {"tune": "full"}}
-    return {**config, "encoder": plain_encoder}, merge_adapters(tensors, alpha)
+    config, tensors = dict(config), dict(tensors)
+    for name, cls in (part_classes(config) if classes is None else classes).items():
+        arguments = config[name].get("init_args", {})
+        if not isinstance(arguments, Mapping):
+            continue  # building the part says what is wrong
+        prefix = f"{name}."
+        state = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+        plain_arguments, plain_state = cls.plain_state(arguments, state)
+        config[name] = {**config[name], "init_args": plain_arguments}
+        tensors |= {prefix + key: tensor for key, tensor in plain_state.items()}
+    return config, tensors
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
     """Replace the config of a tokenizer's folder, and leave its weights alone."""
-    (directory / f".{CONFIG_NAME}").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(directory / f".{CONFIG_NAME}", directory / CONFIG_NAME)
+    with replacing(directory / CONFIG_NAME) as new:
+        new.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def fetch_directory(
@@ -90,8 +111,8 @@ def fetch_directory(
     Args:
         name: "organisation/name".
         revision: branch, tag or commit; None is the main branch.
-        cache_dir: folder of the cache in place of the hub's own.
-        token: of a private repository; None takes that of `hf auth login`, where there is one.
+        cache_dir: folder of the cache instead of the hub's own.
+        token: for a private repository; None takes that of `hf auth login`, if there is one.
         force_download: fetch what the cache holds already.
         local_files_only: look into the cache only.
 
@@ -102,8 +123,8 @@ def fetch_directory(
     nothing = f"no tokenizer at {name}: there is no such folder or checkpoint here, and"
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(
-            f"{nothing} it is no name on Hugging Face's hub either: give a directory with {CONFIG_NAME}, "
-            "a checkpoint, a name such as organisation/name, or embedded, the tokenizer in the package"
+            f"no tokenizer at {name}: neither a path here nor a valid name on the Hugging Face hub; give a directory "
+            f"with {CONFIG_NAME}, a checkpoint, organisation/name, or embedded, the tokenizer in the package"
         )
     files = [CONFIG_NAME, WEIGHTS_NAME]
     try:
@@ -149,8 +170,8 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return read_checkpoint(path)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).is_file():
-            raise FileNotFoundError(f"{path} is no tokenizer: it has no {name}")
-    return _plain(read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME), path)
+            raise FileNotFoundError(f"{path} is not a tokenizer: it has no {name}")
+    return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -162,7 +183,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object")
     return value
@@ -172,17 +193,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        ValueError: if it is no such file.
+        ValueError: if it is not such a file.
     """
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is no valid safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Config and tensors of the tokenizer in a checkpoint of `uniflow fit`, a file or, of a sharded run, a folder;
-    averaged weights (EMA) where it has them, adapters merged.
+    averaged weights (EMA) where it has them.
 
     Raises:
         ValueError: if it cannot be read without unpickling, or holds no tokenizer.
@@ -194,35 +215,26 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = _read_file(path)
     config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
     if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
-        raise ValueError(f"{path} is no checkpoint of a uniflow tokenizer")
+        raise ValueError(f"{path} is not a checkpoint of a uniflow tokenizer")
     prefix = "tokenizer."
     weights = {k: v for k, v in {**state, **ema}.items() if isinstance(k, str) and k.startswith(prefix)}
     if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds weights that are no tensors")
-    return _plain(config, {name.removeprefix(prefix): value for name, value in weights.items()}, path)
+        raise ValueError(f"{path} holds weights that are not tensors")
+    return config, {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint in one file; empty if that is no dict."""
-    unsafe = f"{path} is no checkpoint that can be read safely"
+    """The content of a checkpoint in one file; empty if that is not a dict."""
+    unsafe = f"{path} is not a checkpoint that can be read safely"
     try:
         compressed = _is_compressed(path)
         with warnings.catch_warnings(action="ignore"):  # about files that are refused
             checkpoint = None if compressed else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many types for a file that is no checkpoint
+    except Exception as error:  # zipfile and torch raise many types for a file that is not a checkpoint
         raise ValueError(f"{unsafe}: it is damaged, or holds more than tensors and plain values") from error
     if compressed:
         raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
     return checkpoint if isinstance(checkpoint, dict) else {}
-
-
-def _plain(config: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """`without_adapters` of what was read from `path`, which may be anything."""
-    try:
-        with AllocationLimit(path):
-            return without_adapters(config, tensors)
-    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: {one_line(error, 400)}") from error
 
 
 def _is_compressed(path: Path) -> bool:
@@ -234,9 +246,9 @@ def _is_compressed(path: Path) -> bool:
 
 
 class AllocationLimit(TorchDispatchMode):
-    """While it is active, tensors are made up to a number of bytes in total; the next is refused before it is made.
+    """While active, limit the bytes of new tensors in total; a tensor beyond the limit is refused before it is made.
 
-    For configs that describe a model far larger than the weights that come with them.
+    For configs that describe a model far larger than their weights.
 
     Args:
         path: the file or folder of the weights; at most eight times its size is allocated, and 64 MiB on top.
@@ -255,14 +267,14 @@ class AllocationLimit(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         for size in _new_storages(func, args, kwargs):
-            self.left -= max(size, 2**15)  # many small ones cost memory and time, too
+            self.left -= max(size, 2**15)  # many small ones also cost memory and time
             if self.left < 0:
                 raise ValueError(f"its config describes a model far larger than its {self.size} bytes of weights")
         return func(*args, **kwargs)
 
 
 def _new_storages(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Bytes of each storage that an operator would allocate, found out on the meta device, where nothing is."""
+    """Bytes of each storage that an operator would allocate, from a run on the meta device, which allocates nothing."""
     given, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
         options |= {"device": torch.device("meta")}
@@ -288,25 +300,25 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> 
         raise ValueError(f"the weights of {path} cannot be loaded: {one_line(error, 400)}") from error
 
 
-def check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Compare the `tensors` of `path` with those that a model has of its `own`: names, shapes, kinds of numbers.
+def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Compare the `tensors` of `path` with the `expected` ones of a model: names, shapes, kinds of numbers.
 
     Raises:
         ValueError: naming the missing, unexpected and misshapen tensors, and those of the wrong kind.
     """
-    problems = [f"missing {name}" for name in own if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems = [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
     ]
     problems += [
-        f"{name} is {tensors[name].dtype}, not {own[name].dtype}"
-        for name in own
+        f"{name} is {tensors[name].dtype}, not {expected[name].dtype}"
+        for name in expected
         if name in tensors
-        and tensors[name].dtype != own[name].dtype
-        and not (tensors[name].is_floating_point() and own[name].is_floating_point())
+        and tensors[name].dtype != expected[name].dtype
+        and not (tensors[name].is_floating_point() and expected[name].is_floating_point())
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""

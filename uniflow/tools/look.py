@@ -229,7 +229,7 @@ def first_encoder(tokenizer: Tokenizer) -> VisionEncoder:
         ValueError: if the config names no weights.
     """
     config = part_config(tokenizer.encoder)
-    if config["init_args"].get("weights") is None:
+    if config["init_args"].items() >= tokenizer.encoder.unloaded_arguments().items():
         raise ValueError("no teacher: the tokenizer's config does not say where its encoder's weights came from")
     return build_part(config, VisionEncoder).eval().to(next(tokenizer.parameters()).device)
 

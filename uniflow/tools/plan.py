@@ -13,6 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.cli.app import UniflowCLI, callback_options, prepare
 from uniflow.cli.errors import UserError, user_errors
+from uniflow.core.imports import import_part
+from uniflow.encoders import VisionEncoder
 from uniflow.plan import FakeTask, memory_of, parts_of, training_hours
 from uniflow.plan.report import Plan, print_plan, print_table
 from uniflow.plan.simulate import quiet_trainer
@@ -128,8 +130,10 @@ class PlanCLI(UniflowCLI):
         self._ema = options.get("ema")
         _check(options)
         encoder = options.model.get("init_args", {}).get("encoder")
-        if encoder is not None and "weights" in (encoder.get("init_args") or {}):
-            encoder.init_args.weights = None  # nothing is fetched
+        if encoder is not None:
+            encoder_class = import_part({"class_path": encoder.class_path}, VisionEncoder)
+            for name, value in encoder_class.unloaded_arguments().items():  # nothing is fetched
+                encoder.init_args[name] = value
         for unused in ("data", *callback_options()):
             options[unused] = None
 

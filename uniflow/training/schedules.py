@@ -73,7 +73,9 @@ class Piecewise(Schedule):
 
     def __init__(self, progress: Sequence[float], values: Sequence[float]) -> None:
         if len(progress) != len(values) or not progress:
-            raise ValueError(f"Piecewise needs as many values as positions, got {len(values)} and {len(progress)}")
+            raise ValueError(
+                f"Piecewise needs the same number of values as positions, got {len(values)} and {len(progress)}"
+            )
         if list(progress) != sorted(progress):
             raise ValueError(f"Piecewise.progress must increase, got {list(progress)}")
         self.progress, self.values = list(progress), list(values)
