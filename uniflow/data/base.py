@@ -104,8 +104,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def crops(self) -> dict[str, Any]:
-        """What evaluation shows of an image, for the evaluation protocol's fingerprint."""
-        return {"size": self.size, **({"center_crop": self.eval_crop.crop} if hasattr(self, "eval_crop") else {})}
+        """Settings of the evaluation crop, for the evaluation protocol's fingerprint."""
+        return {"size": self.size}
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""

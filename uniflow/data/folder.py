@@ -1,4 +1,4 @@
-"""A folder of photographs, with or without class subfolders."""
+"""A folder of images, with or without class subfolders."""
 
 from __future__ import annotations
 
@@ -10,87 +10,67 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from uniflow.data.base import ImageDataModule
-from uniflow.data.buckets import Buckets, BucketSampler, read_sizes
+from uniflow.data.buckets import read_sizes
+from uniflow.data.crops import CroppedImages
 from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
-from uniflow.data.sampler import TrainSampler, sample_generator
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+from uniflow.data.sampler import sample_generator
 
 
-class ImageFolder(ImageDataModule):
-    """A folder of photographs; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
-    In validation and test there is "name", too: each file's path relative to the folder, with "/".
+class ImageFolder(CroppedImages):
+    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
+    In validation and test there is also "name": each file's path relative to the folder, with "/".
 
-    The folders `train`, `val` and `test` of `root` are used where they exist. What is missing is split off the
-    training images by a hash of each file's name, so that no file changes sides when others come or go. The three
+    The folders `train`, `val` and `test` of `root` are used if they exist. A missing split is taken from the training
+    images by a hash of each file's name, so that a file stays in its split when others are added or removed. The three
     splits never share a file.
 
-    Images in subfolders one level deep, two or more of them, are labelled by the subfolder's place in the sorted list.
+    Images in subfolders one level deep, two or more of them, get the subfolder's index in the sorted list as label.
     """
 
     def __init__(
         self,
         root: str,
         size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        center_crop: float = 0.875,
+        *,
         val: str | None = None,
         test: str | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         labels: bool | None = None,
-        buckets: list[int | tuple[int, int]] | None = None,
         bucket_by: Literal["random", "aspect"] = "random",
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         """
         Args:
             root: the folder.
-            size: side of the images served, in pixels.
-            scale: share of a training image's area that a random crop keeps, least and largest.
-            ratio: width / height of a random crop, least and largest.
-            flip: probability of a mirror image in training.
-            center_crop: share of the short side that evaluation keeps.
-            val: folder of validation images, relative to `root` or absolute; `root/val` by default, if there is one
-                that is not `test`.
-            test: folder of test images; `root/test` by default, if there is one.
-            val_fraction: share of the training images used for validation without such a folder.
-            test_fraction: share of the training images used for testing without such a folder.
+            size: side of the square images in a batch, in pixels.
+            val: folder of validation images, relative to `root` or absolute; by default `root/val`, if it exists and
+                is not `test`.
+            test: folder of test images; by default `root/test`, if it exists.
+            val_fraction: share of the training images used for validation if there is no such folder.
+            test_fraction: share of the training images used for testing if there is no such folder.
             labels: whether first-level subfolders are classes; by default they are if all images lie in them.
-            buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; by
-                default all have `size`. Evaluation keeps to `size`.
-            bucket_by: "random" draws a size for each batch; "aspect" gives each image to the sizes whose aspect ratio
-                is nearest to its own, for which the files' headers are read when training begins.
-            batch_size: images a batch and process.
-            num_workers: worker processes a loader.
-            seed: the seed of order and augmentation.
+            bucket_by: "random" draws one of `buckets` for each batch; "aspect" assigns each image to the buckets whose
+                aspect ratio is nearest to its own, for which the files' headers are read when training begins.
+            settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a folder is missing or a split is empty.
         """
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(size=size, **settings)
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
                 raise ValueError(f"ImageFolder: {name} must be in [0, 1), not {fraction}")
         if val_fraction + test_fraction >= 1:
             raise ValueError("ImageFolder: val_fraction and test_fraction leave nothing to train on")
+        if bucket_by == "aspect" and self.buckets is None:
+            raise ValueError("ImageFolder: bucket_by: aspect needs buckets, the sizes of training batches")
         self.root = Path(root).expanduser()
         self.given = {"val": val, "test": test}
         self.fractions = {"val": val_fraction, "test": test_fraction}
-        self.labels = labels
-        self.size = size
-        self.buckets = Buckets(buckets, seed) if buckets is not None else None
-        if bucket_by == "aspect" and self.buckets is None:
-            raise ValueError("ImageFolder: bucket_by: aspect needs buckets, the sizes of training batches")
-        self.bucket_by = bucket_by
-        self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
-        self.eval_crop = CenterCrop(size, center_crop)
+        self.labels, self.bucket_by = labels, bucket_by
         self._files: dict[str, tuple[Path, list[str]]] | None = None
-        self._nearest: np.ndarray | None = None
+        self._aspects: np.ndarray | None = None
 
     def make_dataset(self, split: str) -> ImageFiles:
         """The images of `split`."""
@@ -103,34 +83,26 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
         return ImageFiles(self, split, folder, names, classes)
 
-    def train_sampler(self, dataset: Dataset) -> TrainSampler:
-        """The order of training, in batches of one size each where there are buckets."""
-        if self.buckets is None:
-            return super().train_sampler(dataset)
-        aspects = self._aspects()
-        return BucketSampler(dataset, self.world_size, self.rank, self.buckets, self.batch_size, aspects)
-
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
-        aspects = self._aspects()
+        aspects = self.image_aspects()
         if aspects is None:
             return super().epoch_batches()
         return int((np.bincount(aspects) // self.global_batch).sum())
 
     def batches_left(self, samples: int) -> int:
         """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
-        if self._aspects() is None:
+        if self.image_aspects() is None:
             return super().batches_left(samples)
         return max(0, self.epoch_batches() - -(-samples // self.global_batch))
 
-    def _aspects(self) -> np.ndarray | None:
-        """For each training image the place of its bucket's aspect ratio; None where sizes are drawn at random."""
+    def image_aspects(self) -> np.ndarray | None:
         if self.buckets is None or self.bucket_by != "aspect":
             return None
-        if self._nearest is None:
+        if self._aspects is None:
             folder, names = self.split_files()["train"]
-            self._nearest = self.buckets.nearest_aspect(read_sizes(folder, names))
-        return self._nearest
+            self._aspects = self.buckets.nearest_aspect(read_sizes(folder, names))
+        return self._aspects
 
     def _settings(self) -> dict[str, Any]:
         buckets = None

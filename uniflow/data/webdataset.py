@@ -16,24 +16,25 @@ from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset.shardlists import expand_urls
 
-from uniflow.data.base import ImageDataModule, ResumableDataLoader
-from uniflow.data.buckets import Buckets
+from uniflow.data.base import ResumableDataLoader
+from uniflow.data.crops import CroppedImages
 from uniflow.data.shards import EvaluationShards, ShardReader, TrainShards
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 INDEX = "index.json"
 
 
-class WebDataset(ImageDataModule):
+class WebDataset(CroppedImages):
     """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
-    In validation and test there is "name", too: a sample's key, which is its path in the shard without the extension.
+    In validation and test there is also "name": a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
-    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read from beside local ones.
+    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies beside local ones.
 
     An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
-    any number of processes and workers can share any number of shards; without it the shards are shuffled and dealt
-    out, and a worker that runs out of samples before the epoch ends begins its shards again.
+    any number of processes and workers can share any number of shards. Without it the shards are shuffled and divided
+    among them, and a worker that runs out of samples before the epoch ends starts its shards again.
+
+    With fewer shards than `num_workers` a loader has fewer workers.
     """
 
     def __init__(
@@ -42,55 +43,37 @@ class WebDataset(ImageDataModule):
         val: str | list[str],
         test: str | list[str],
         size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        center_crop: float = 0.875,
+        *,
         epoch_length: int | None = None,
         resample: bool = True,
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
-        buckets: list[int | tuple[int, int]] | None = None,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         """
         Args:
-            train: the training shards: a path or url with braces, as in "data/train-{000000..000099}.tar", a local
+            train: the training shards: a path or URL with braces, as in "data/train-{000000..000099}.tar", a local
                 pattern, as in "data/train-*.tar", or a list of these.
-            val: the validation shards, likewise.
-            test: the test shards, likewise.
-            size: side of the images served, in pixels.
-            scale: share of a training image's area that a random crop keeps, least and largest.
-            ratio: width / height of a random crop, least and largest.
-            flip: probability of a mirror image in training.
-            center_crop: share of the short side that evaluation keeps.
-            epoch_length: training samples an epoch, over all processes; by default the number in `index.json`, or
+            val: the validation shards, in the same form.
+            test: the test shards, in the same form.
+            size: side of the square images in a batch, in pixels.
+            epoch_length: training samples per epoch, over all processes; by default the number in `index.json`, or
                 counted in local shards.
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
-            buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; each
-                batch draws one. By default all have `size`. Evaluation keeps to `size`.
-            batch_size: images a batch and process.
-            num_workers: worker processes a loader; fewer where there are fewer shards.
-            seed: the seed of order and augmentation.
+            settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a local shard is missing or a number is unknown.
         """
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(size=size, **settings)
         for name, value in (("epoch_length", epoch_length), ("num_classes", num_classes)):
             if value is not None and value < 1:
                 raise ValueError(f"WebDataset: {name} must be at least 1, not {value}")
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes = num_classes
-        self.size = size
-        self.buckets = Buckets(buckets, seed) if buckets is not None else None
-        self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
-        self.eval_crop = CenterCrop(size, center_crop)
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
