@@ -1,20 +1,21 @@
 """Scenes as a map-style dataset and as a data module."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from uniflow.data.base import SPLITS, ImageDataModule
+from uniflow.data.collate import collate
 from uniflow.data.scenes.language import caption, questions
 from uniflow.data.scenes.renderer import Renderer, Rendering
 from uniflow.data.scenes.scene import sample_scene
 from uniflow.data.scenes.shapes import CLASS_NAMES
 
 FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "questions", "clip")
-_LISTS = {"boxes", "box_labels", "box_visibility", "caption", "questions"}  # of different length in each sample
 
 
 class ScenesDataset(Dataset[dict[str, Any]]):
@@ -105,6 +106,8 @@ class Scenes(ImageDataModule):
     scene's number, in validation and test.
     """
 
+    list_fields: ClassVar[frozenset[str]] = frozenset({"boxes", "box_labels", "box_visibility", "caption", "questions"})
+
     def __init__(
         self,
         size: int | tuple[int, int] = 64,
@@ -141,7 +144,6 @@ class Scenes(ImageDataModule):
         self.frames = frames
         self.fresh_epochs = fresh_epochs
         self.class_names = list(CLASS_NAMES)
-        self.collate = collate_scenes
         for split in SPLITS:
             self.make_dataset(split)  # says at once what is wrong with the arguments
 
@@ -158,11 +160,7 @@ class Scenes(ImageDataModule):
         )
 
 
-def collate_scenes(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of samples; fields whose length differs between samples become lists."""
-    batch: dict[str, Any] = default_collate([{k: v for k, v in s.items() if k not in _LISTS} for s in samples])
-    batch.update({key: [s[key] for s in samples] for key in samples[0] if key in _LISTS})
-    return batch
+collate_scenes = partial(collate, list_fields=Scenes.list_fields)  # for loaders of `ScenesDataset` without `Scenes`
 
 
 def _boxes(rendering: Rendering) -> dict[str, torch.Tensor]:
