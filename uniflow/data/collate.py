@@ -21,7 +21,7 @@ def collate(samples: Sequence[dict[str, Any]], list_fields: Collection[str] = fr
 
     Returns:
         A dict with the fields of the samples. Tensors and arrays become a tensor (B, ...), numbers a tensor (B,),
-        texts a list; dicts and sequences are collated by `torch.utils.data.default_collate`.
+        strings a list; dicts and sequences are collated by `torch.utils.data.default_collate`.
 
     Raises:
         CollateError: if a sample lacks a field that another one has, or if the values of a field cannot be stacked.

@@ -16,9 +16,9 @@ from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 class CroppedImages(ImageDataModule):
     """Base class of data modules whose images are cropped to one size, or to several in training.
 
-    A subclass takes these settings as `**settings` and hands them on, so that YAML names them beside its own. Its
-    training dataset calls `train_crop`, with the size that a `SampleIndex` brings; the others call `eval_crop`.
-    `uniflow.data.joint` makes crops of images with masks, depth and boxes out of the two.
+    A subclass takes these settings as `**settings` and passes them on, so that YAML lists them as its arguments. Its
+    training dataset calls `train_crop`, with the size of the `SampleIndex`; the other datasets call `eval_crop`.
+    `uniflow.data.joint` applies the same crops to images with masks, depth maps and boxes.
 
     Attributes:
         train_crop: the random crop of training.

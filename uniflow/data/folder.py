@@ -91,7 +91,7 @@ class ImageFolder(CroppedImages):
         return int((np.bincount(aspects) // self.global_batch).sum())
 
     def batches_left(self, samples: int) -> int:
-        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        """Batches of an epoch, for each process, after the first `samples` samples of all processes."""
         if self.image_aspects() is None:
             return super().batches_left(samples)
         return max(0, self.epoch_batches() - -(-samples // self.global_batch))
@@ -114,7 +114,7 @@ class ImageFolder(CroppedImages):
         return (*super()._exact_only(), "buckets")
 
     def split_files(self) -> dict[str, tuple[Path, list[str]]]:
-        """Folder and sorted relative names of each split's files; sets `class_names`."""
+        """Folder and sorted relative names of the files of each split; sets `class_names`."""
         if self._files is not None:
             return self._files
         if not self.root.is_dir():
@@ -126,18 +126,18 @@ class ImageFolder(CroppedImages):
         self.class_names = self._classes(names)
         splits: dict[str, tuple[Path, list[str]]] = {s: (f, list_images(f)) for s, f in folders.items()}
         fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
-        places = np.array([name_to_unit(name) for name in names])
-        is_test = places < fractions["test"]
-        is_val = ~is_test & (places < fractions["test"] + fractions["val"])
-        for split, chosen in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
-            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(chosen)]))
+        positions = np.array([name_to_unit(name) for name in names])
+        is_test = positions < fractions["test"]
+        is_val = ~is_test & (positions < fractions["test"] + fractions["val"])
+        for split, members in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
+            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(members)]))
         self._files = splits
         return splits
 
     def _folders(self) -> dict[str, Path]:
-        """The folders that validation and test images have to themselves."""
+        """The validation and test folders that exist."""
         folders: dict[str, Path] = {}
-        for split in ("test", "val"):  # a folder named as the test set is not taken for validation
+        for split in ("test", "val"):  # a folder that is given as the test set is not used for validation
             given = self.given[split]
             folder = self.root / (given or split)
             if given and not folder.is_dir():
@@ -152,31 +152,32 @@ class ImageFolder(CroppedImages):
         parts = [name.split("/") for name in names]
         classes = sorted({p[0] for p in parts if len(p) > 1})
         if self.labels and any(len(p) == 1 for p in parts):
-            raise ValueError(f"ImageFolder: labels are asked for, but {self.root} has images outside of subfolders")
-        found = len(classes) > 1 and all(len(p) == 2 for p in parts)
-        return classes if (found if self.labels is None else self.labels) else None
+            raise ValueError(f"ImageFolder: labels is true, but {self.root} has images outside of subfolders")
+        looks_like_classes = len(classes) > 1 and all(len(p) == 2 for p in parts)
+        return classes if (looks_like_classes if self.labels is None else self.labels) else None
 
     def _empty(self, split: str, folder: Path) -> str:
-        anything = any(names for _, names in self.split_files().values())
-        if anything and split in self.fractions and split not in self._folders():
+        has_images = any(names for _, names in self.split_files().values())
+        if has_images and split in self.fractions and split not in self._folders():
             return (
                 f"ImageFolder: no image of {folder} falls into the {split} split; "
                 f"raise {split}_fraction (it is {self.fractions[split]}) or set {split} to a folder"
             )
-        return f"ImageFolder: {folder} holds no images for the {split} split (known: {' '.join(sorted(EXTENSIONS))})"
+        known = " ".join(sorted(EXTENSIONS))
+        return f"ImageFolder: {folder} holds no images for the {split} split (known extensions: {known})"
 
 
 class ImageFiles(Dataset):
-    """Image files of one split, cropped; None for a file that cannot be read."""
+    """The cropped images of one split; None for a file that cannot be read."""
 
     def __init__(
         self, module: ImageFolder, split: str, folder: Path, names: list[str], classes: list[str] | None
     ) -> None:
         self.folder, self.split = folder, split
-        # An array of bytes, because a list of a million texts is copied into every worker page by page.
+        # An array of bytes, because a list of a million strings is copied into every worker page by page.
         self.names = np.array([os.fsencode(name) for name in names])
-        number = {name: i for i, name in enumerate(module.class_names or [])}
-        self.targets = np.array([number[c] for c in classes]) if classes is not None else None
+        numbers = {name: i for i, name in enumerate(module.class_names or [])}
+        self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
         self.seed, self.skip_log = module.seed, module.skip_log
         self.train_crop, self.eval_crop = module.train_crop, module.eval_crop
 
@@ -203,19 +204,19 @@ class ImageFiles(Dataset):
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the image files below `folder`, relative to it, with "/" and sorted; hidden files are left out."""
-    found = []
+    """Sorted names of the image files below `folder`, relative to it, with "/"; hidden files are left out."""
+    names = []
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
         prefix = os.path.relpath(path, folder).replace(os.sep, "/")
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                found.append(file if prefix == "." else f"{prefix}/{file}")
-    return sorted(found)
+                names.append(file if prefix == "." else f"{prefix}/{file}")
+    return sorted(names)
 
 
 def name_to_unit(name: str) -> float:
-    """A number in [0, 1) that depends on nothing but `name`: the place of a file on the scale that splits cut."""
+    """A number in [0, 1) that depends only on `name`; the fractions of the splits are ranges of it."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
 
 

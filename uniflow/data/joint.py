@@ -191,7 +191,7 @@ def _checked_boxes(name: str, boxes: BoundingBoxes, canvas: tuple[int, int]) -> 
             f"{name!r} holds {boxes.format.value} boxes on a canvas of {tuple(boxes.canvas_size)}; they must be in the "
             f"field 'boxes', XYXY, on the image's {canvas}"
         )
-    return BoundingBoxes(boxes.as_subclass(Tensor).float(), format="XYXY", canvas_size=canvas)  # type: ignore[call-overload]
+    return BoundingBoxes(boxes.as_subclass(Tensor).float(), format="XYXY", canvas_size=canvas)
 
 
 def _select(name: str, values: Any, kept: Tensor) -> Any:

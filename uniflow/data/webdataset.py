@@ -28,7 +28,7 @@ class WebDataset(CroppedImages):
     In validation and test there is also "name": a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
-    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies beside local ones.
+    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies next to local ones.
 
     An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
     any number of processes and workers can share any number of shards. Without it the shards are shuffled and divided
@@ -77,7 +77,7 @@ class WebDataset(CroppedImages):
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the shards of all splits and, from their index, the classes and the length of an epoch."""
+        """Find the shards of all splits and read the classes from their index."""
         self.urls = {split: shard_urls(source, split) for split, source in self.sources.items()}
         index = read_index(self.urls["train"][0])
         names = index.get("class_names")
@@ -98,8 +98,8 @@ class WebDataset(CroppedImages):
             return EvaluationShards(reader, urls, self.eval_crop, self.collate, counts=counts, **process)
         if not self.resample and len(urls) < self.world_size:
             raise ValueError(
-                f"WebDataset: {len(urls)} training shards cannot be dealt to {self.world_size} processes; "
-                "set resample to true or cut the data into more shards"
+                f"WebDataset: {len(urls)} training shards cannot be divided among {self.world_size} processes; "
+                "set resample to true or pack the data into more shards"
             )
         return TrainShards(
             reader, urls, self.train_crop, self.buckets, batches=self._batches(), seed=self.seed,
@@ -107,12 +107,12 @@ class WebDataset(CroppedImages):
         )  # fmt: skip
 
     def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
-        """Batches of equal size, `epoch_length` samples an epoch; what does not fill a batch is left out."""
+        """Batches of equal size, `epoch_length` samples per epoch; samples that do not fill a batch are left out."""
         dataset: Any = self._dataset("train")
         workers = self.num_workers
         if not self.resample:
             workers = self._workers("train", len(dataset.urls) // self.world_size)
-        # Lightning's warning does not concern us: the length is that of all workers together.
+        # Lightning's warning does not apply: the length is that of all workers together.
         warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
         loader = self._loader(dataset, ShardLoader, num_workers=workers, batch_size=self.batch_size)
         assert isinstance(loader, ShardLoader)
@@ -123,7 +123,7 @@ class WebDataset(CroppedImages):
         dataset: Any = self._dataset(split)
         workers = self._workers(split, len(dataset.urls))
         if dataset.counts is not None:
-            # Each worker shares its shards' samples among the processes, so it needs one for each.
+            # Each worker divides the samples of its shards among the processes, so it needs at least one per process.
             while workers > 1 and min(sum(dataset.counts[w::workers]) for w in range(workers)) < self.world_size:
                 workers -= 1
         return self._loader(dataset, num_workers=workers, batch_size=None)
@@ -131,7 +131,7 @@ class WebDataset(CroppedImages):
     def _workers(self, split: str, shards: int) -> int:
         if self.num_workers > shards:
             rank_zero_warn(
-                f"WebDataset: {shards} {split} shards a process feed {shards} workers, not {self.num_workers}"
+                f"WebDataset: {shards} {split} shards per process can feed {shards} workers, not {self.num_workers}"
             )
         return min(self.num_workers, shards)
 
@@ -141,14 +141,14 @@ class WebDataset(CroppedImages):
             counts = shard_counts(self.urls["train"])
             if counts is None:
                 raise ValueError(
-                    "WebDataset: set epoch_length, the training samples an epoch; "
-                    f"the samples of {self.urls['train'][0]} cannot be counted from here"
+                    "WebDataset: set epoch_length, the training samples per epoch; "
+                    f"the samples of {self.urls['train'][0]} cannot be counted, because it is not local"
                 )
             length = sum(counts)
         batches = length // (self.batch_size * self.world_size)
         if batches < 1:
             raise ValueError(
-                f"WebDataset: {length} samples an epoch do not fill a batch of {self.batch_size} on each of "
+                f"WebDataset: {length} samples per epoch do not fill a batch of {self.batch_size} on each of "
                 f"{self.world_size} processes; lower batch_size or raise epoch_length"
             )
         return batches
@@ -159,17 +159,17 @@ class WebDataset(CroppedImages):
         return dataset.batches
 
     def batches_left(self, samples: int) -> int:
-        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        """Batches of an epoch, for each process, after the first `samples` samples of all processes."""
         return max(0, self.epoch_batches() - -(-samples // self.global_batch))
 
     def _settings(self) -> dict[str, int]:
         return {**super()._settings(), "num_workers": self.num_workers}
 
     def _exact_only(self) -> tuple[str, ...]:
-        return tuple(self._settings())  # each process and worker has a stream of its own
+        return tuple(self._settings())  # each process and worker has its own stream
 
     def _next_position(self, begin: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
-        """(epoch, batches to leave out) of the pass over the training loader that begins now."""
+        """(epoch, batches to skip) of the pass over the training loader that begins now."""
         epoch, samples = begin(self._passes)
         self._passes = epoch + 1
         return epoch, self.epoch_batches() - self.batches_left(samples)
@@ -191,7 +191,7 @@ class ShardLoader(ResumableDataLoader):
 
 
 def shard_urls(source: str | list[str], split: str) -> list[str]:
-    """The paths and urls that `source` stands for: braces expanded, local patterns listed in sorted order.
+    """The paths and URLs of `source`: braces expanded, local patterns listed in sorted order.
 
     Raises:
         ValueError: if there are none, or a local one is missing.
@@ -209,10 +209,10 @@ def shard_urls(source: str | list[str], split: str) -> list[str]:
 
 
 def read_index(url: str) -> dict[str, Any]:
-    """The `index.json` beside a local shard; empty if there is none or the shard is remote.
+    """The `index.json` next to a local shard; empty if there is none or the shard is remote.
 
     Raises:
-        ValueError: if the file is no JSON object.
+        ValueError: if the file is not a JSON object.
     """
     path = _local(url).parent / INDEX
     if not _is_local(url) or not path.is_file():
@@ -222,15 +222,15 @@ def read_index(url: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"WebDataset: {path} is not valid JSON ({error})") from error
     if not isinstance(index, dict):
-        raise ValueError(f"WebDataset: {path} should hold a JSON object, as `uniflow pack` writes it")
+        raise ValueError(f"WebDataset: {path} must hold a JSON object, as written by `uniflow pack`")
     return index
 
 
 def shard_counts(urls: list[str]) -> list[int] | None:
-    """How many samples each shard holds, by the index or by a local shard's table of contents.
+    """Number of samples in each shard, from the index or from the members of a local tar file.
 
     Returns:
-        One number a shard, or None if any of them is unknown.
+        One number per shard, or None if any of them is unknown.
     """
     indices: dict[Path, dict[str, int]] = {}
     counts = []
