@@ -9,8 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule
 
-from uniflow.data import ImageFolder, WebDataset
-from uniflow.data.crops import CroppedImages
+from uniflow.data import CroppedImages, ImageFolder, WebDataset
 
 OWN: dict[type[CroppedImages], dict[str, Any]] = {
     ImageFolder: {"root": "images"},

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from lightning import LightningDataModule
+from torch.utils.data import Dataset
 from torchvision.tv_tensors import BoundingBoxes, Image, Mask, Video
 
-from uniflow.data import Scenes
+from uniflow.data import CroppedImages, Scenes
 from uniflow.data.collate import collate
 from uniflow.data.joint import JointCenterCrop, JointRandomCrop, nearest
 from uniflow.data.sampler import sample_generator
@@ -183,3 +186,50 @@ def test_cropped_samples_make_a_batch() -> None:
     assert batch["image"].shape == (4, 3, 32, 32)
     assert batch["mask"].shape == batch["depth"].shape == (4, 32, 32)
     assert len(batch["boxes"]) == len(batch["labels"]) == 4
+
+
+class Painted(Dataset):
+    """Scenes of several sizes, as a dataset of your own would read them."""
+
+    def __init__(self, module: Segmentation, split: str) -> None:
+        self.seed, self.training = module.seed, split == "train"
+        self.train_crop, self.eval_crop = JointRandomCrop(module.train_crop), JointCenterCrop(module.eval_crop)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = scene()
+        del sample["words"]
+        if self.training:
+            return self.train_crop(sample, sample_generator(self.seed, index), getattr(index, "size", None))
+        return self.eval_crop(sample)
+
+
+class Segmentation(CroppedImages):
+    list_fields = frozenset({"boxes", "labels"})
+
+    def __init__(self, root: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.root = root
+
+    def make_dataset(self, split: str) -> Dataset:
+        return Painted(self, split)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_module_of_your_own(workers: int) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--data", type=LightningDataModule)
+    options = ("--data.root=x", "--data.size=32", "--data.buckets=[[24, 40], [40, 24]]", "--data.batch_size=4")
+    config = parser.parse_args([f"--data={__name__}.Segmentation", *options, f"--data.num_workers={workers}"])
+    data = parser.instantiate_classes(config).data
+    shapes = set()
+    for epoch in range(4):
+        for batch in data.train_dataloader():
+            shapes.add(tuple(batch["mask"].shape))
+            assert batch["image"].shape[2:] == batch["mask"].shape[1:] == batch["depth"].shape[1:]
+            assert [len(boxes) for boxes in batch["boxes"]] == [len(labels) for labels in batch["labels"]]
+        data.position.begin(epoch + 1)
+    assert shapes == {(4, 24, 40), (4, 40, 24)}
+    assert next(iter(data.val_dataloader()))["mask"].shape == (4, 32, 32)
