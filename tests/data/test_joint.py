@@ -13,9 +13,9 @@ from torchvision.tv_tensors import BoundingBoxes, Image, Mask, Video
 
 from uniflow.data import CroppedImages, Scenes
 from uniflow.data.collate import collate
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.joint import JointCenterCrop, JointRandomCrop, nearest
 from uniflow.data.sampler import sample_generator
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 HEIGHT, WIDTH = 90, 120
 OBJECT = (30, 20, 70, 60)  # left, top, right, bottom

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, Mask, TVTensor
 
-from uniflow.data.transforms import CenterCrop, CropPlan, RandomResizedCrop
+from uniflow.data.images.transforms import CenterCrop, CropPlan, RandomResizedCrop
 
 
 class JointCrop:

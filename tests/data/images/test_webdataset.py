@@ -20,7 +20,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from uniflow.data.webdataset import WebDataset, shard_counts, shard_urls
+from uniflow.data.images.webdataset import WebDataset, shard_counts, shard_urls
 
 SHARDS, PER_SHARD = 3, 10
 

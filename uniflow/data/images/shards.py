@@ -12,11 +12,11 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from uniflow.data.buckets import Buckets
-from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.buckets import Buckets
+from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import batch_sizes, mix_seed
 from uniflow.data.skipped import SkipLog
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 RawSample = dict[str, Any]
 

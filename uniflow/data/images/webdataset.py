@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from webdataset.shardlists import expand_urls
 
 from uniflow.data.base import ResumableDataLoader
-from uniflow.data.crops import CroppedImages
-from uniflow.data.shards import EvaluationShards, ShardReader, TrainShards
+from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
 
 INDEX = "index.json"
 

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
-from uniflow.data.reading import ImageReadError, image_size
+from uniflow.data.images.reading import ImageReadError, image_size
 from uniflow.data.sampler import SampleIndex, TrainSampler, mix_seed
 
 SALT = 0x517E  # keeps the draws of sizes apart from those of crops

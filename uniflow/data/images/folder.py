@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from uniflow.data.buckets import read_sizes
-from uniflow.data.crops import CroppedImages
-from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.buckets import read_sizes
+from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
 from uniflow.data.sampler import sample_generator
 
 

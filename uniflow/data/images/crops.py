@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from uniflow.data.base import ImageDataModule
-from uniflow.data.buckets import Buckets, BucketSampler
+from uniflow.data.images.buckets import Buckets, BucketSampler
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import TrainSampler
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 
 class CroppedImages(ImageDataModule):
