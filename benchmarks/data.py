@@ -30,13 +30,14 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import Times, emit, interleaved, row, significant
-from uniflow.data import ImageFolder, WebDataset, reading
-from uniflow.data.buckets import read_sizes
-from uniflow.data.reading import read_image
+from uniflow.data import ImageFolder, WebDataset
+from uniflow.data.images import reading
+from uniflow.data.images.buckets import read_sizes
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.shards import ShardReader
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import sample_generator
-from uniflow.data.shards import ShardReader
 from uniflow.data.skipped import SkipLog
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 from uniflow.tools.pack import pack
 from uniflow.tools.photos import export_photos
 

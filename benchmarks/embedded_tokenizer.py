@@ -28,10 +28,10 @@ from torch import Tensor
 from uniflow import Tokenizer
 from uniflow.cli import main as uniflow
 from uniflow.core.atomic import replacing
-from uniflow.data.folder import list_images
-from uniflow.data.reading import read_image
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.transforms import CenterCrop, resize_short_side
 from uniflow.data.scenes import ScenesDataset
-from uniflow.data.transforms import CenterCrop, resize_short_side
 from uniflow.metrics import image_digests, noise_for, psnr
 from uniflow.tokenizer.saving import write_directory
 

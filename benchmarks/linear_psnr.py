@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 import uniflow.encoders
-from uniflow.data.folder import list_images
-from uniflow.data.reading import read_image
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.transforms import resize_short_side
 from uniflow.data.scenes import ScenesDataset
-from uniflow.data.transforms import resize_short_side
 from uniflow.encoders import VisionEncoder
 from uniflow.metrics import linear_psnr
 

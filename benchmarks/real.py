@@ -44,7 +44,7 @@ from benchmarks.real_measures import (
 from uniflow import Tokenizer
 from uniflow.cli import main as uniflow
 from uniflow.core.atomic import replacing
-from uniflow.data.folder import list_images
+from uniflow.data.images.folder import list_images
 from uniflow.metrics import image_digests, noise_for, psnr
 from uniflow.pictures.drawing import captioned_sheet
 

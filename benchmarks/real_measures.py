@@ -11,9 +11,9 @@ from torch import Tensor
 
 from uniflow import Tokenizer
 from uniflow.core.part import build_part, part_config
-from uniflow.data.folder import list_images
-from uniflow.data.reading import ImageReadError, read_image
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import ImageReadError, read_image
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.encoders.base import VisionEncoder
 from uniflow.metrics import knn_accuracy, linear_probe
 

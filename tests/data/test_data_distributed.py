@@ -15,10 +15,10 @@ import torch.multiprocessing as mp
 from PIL import Image
 
 from uniflow.data.base import ImageDataModule
-from uniflow.data.folder import ImageFolder
+from uniflow.data.images.folder import ImageFolder
+from uniflow.data.images.webdataset import WebDataset
 from uniflow.data.sampler import EvaluationSampler, batch_sizes
 from uniflow.data.skipped import SkipLog
-from uniflow.data.webdataset import WebDataset
 from uniflow.tools.pack import pack
 
 IMAGES = 61

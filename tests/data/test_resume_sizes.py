@@ -93,7 +93,7 @@ def test_a_fit_goes_on_with_another_batch_size(tmp_path: Path, limit: dict[str, 
 
 
 def test_a_change_of_processes_is_inexact_with_shards_only(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    from uniflow.data.webdataset import WebDataset
+    from uniflow.data.images.webdataset import WebDataset
 
     state = {"epoch": 0, "samples": 16, "batch_size": 2, "seed": 0, "world_size": 4, "num_workers": 0}
     NumbersModule(batch_size=4, num_workers=0).load_state_dict(state)

@@ -7,8 +7,8 @@ from skimage import data as photographs
 
 from uniflow import Tokenizer
 from uniflow.cli import main
+from uniflow.data.images.transforms import CenterCrop
 from uniflow.data.scenes import ScenesDataset
-from uniflow.data.transforms import CenterCrop
 from uniflow.encoders import EmbeddedViT
 from uniflow.metrics import psnr
 from uniflow.pretrained import DEFAULT, packaged

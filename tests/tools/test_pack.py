@@ -13,8 +13,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from uniflow.data.reading import read_image
-from uniflow.data.webdataset import WebDataset
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.webdataset import WebDataset
 from uniflow.tools.pack import pack
 from uniflow.tools.photos import PHOTOS, export_photos
 

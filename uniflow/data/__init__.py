@@ -1,6 +1,7 @@
-"""Lightning data modules: procedural scenes, folders and shards of images."""
+"""Lightning data modules: procedural scenes, and folders and shards of images."""
 
 from uniflow.data.base import ImageDataModule as ImageDataModule
-from uniflow.data.folder import ImageFolder as ImageFolder
+from uniflow.data.images.crops import CroppedImages as CroppedImages
+from uniflow.data.images.folder import ImageFolder as ImageFolder
+from uniflow.data.images.webdataset import WebDataset as WebDataset
 from uniflow.data.scenes import Scenes as Scenes
-from uniflow.data.webdataset import WebDataset as WebDataset

@@ -1,4 +1,4 @@
-"""The base class of all data modules: loaders, order, and a position that a checkpoint can bring back."""
+"""The base class of all data modules: loaders, order, and a position that a checkpoint can restore."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from uniflow.data.collate import CollateError, collate
 from uniflow.data.position import TrainPosition
 from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
 from uniflow.data.skipped import SkipLog
@@ -25,35 +27,36 @@ SPLITS = ("train", "val", "test")
 class ImageDataModule(LightningDataModule, ABC):
     """Serves batches as dicts with "image": uint8 (B, 3, H, W) RGB in [0, 255], and whatever else a sample holds.
 
-    In validation and test, a sample may say as "name" what tables and pictures are to call it.
+    In validation and test, a sample may have a "name", which tables and figures use for it.
 
-    A subclass gives one dataset per split through `make_dataset`, and may set `class_names` there or in `__init__`.
-    A map-style dataset returns one dict a sample; it is handed a `SampleIndex`, and draws the randomness of training
-    from `sample_generator(self.seed, index)`, so that a sample is a function of (seed, epoch, index). It returns
-    None for a sample that cannot be had, which is left out of its batch.
+    A subclass returns one dataset per split from `make_dataset`, and may set `class_names` there or in `__init__`.
+    A map-style dataset returns one dict per sample. Its index is a `SampleIndex`, and it draws the randomness of
+    training from `sample_generator(self.seed, index)`, so that a sample is a function of (seed, epoch, index). It
+    returns None for a sample that cannot be read; that sample is left out of its batch.
 
-    All splits are there after `setup` of any stage: a linear probe at test time is fitted on "val".
+    All splits are available after `setup` of any stage: a linear probe at test time is fitted on "val".
 
-    The state stored in a checkpoint is the epoch and the number of samples trained on in it. A resumed run reads
-    exactly the samples that the interrupted one had not reached, with another batch size or number of processes, too.
+    The state stored in a checkpoint is the epoch and the number of its samples that were trained on. A resumed run
+    reads exactly the samples that the interrupted one had not reached, also with another batch size or number of
+    processes.
 
     Attributes:
         class_names: names of the values of "label", in order; None without labels.
+        list_fields: fields that a batch holds as lists, because their shapes differ between samples.
         skip_log: where a dataset records what it cannot read: `skipped_images.log` in the run folder.
         size: side of the images in pixels, or (height, width).
-        collate: makes a batch from a list of samples; torch's default stacks tensors of equal shape.
     """
 
     class_names: list[str] | None = None
+    list_fields: ClassVar[frozenset[str]] = frozenset()
     size: int | tuple[int, int]
-    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
     def __init__(self, batch_size: int = 64, num_workers: int = 2, seed: int = 0) -> None:
         """
         Args:
-            batch_size: samples a batch and process.
-            num_workers: worker processes a loader; 0 reads in the main process.
-            seed: the seed of order and augmentation, >= 0.
+            batch_size: samples per batch and process.
+            num_workers: worker processes per loader; 0 reads in the main process.
+            seed: seed of order and augmentation, >= 0.
 
         Raises:
             ValueError: if a number is out of range.
@@ -73,6 +76,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def make_dataset(self, split: str) -> Dataset:
         """The dataset of `split`, one of "train", "val", "test"."""
 
+    @cached_property
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """Makes a batch of a list of samples; it does not refer to this module, so that it can go to workers."""
+        return partial(collate, list_fields=self.list_fields)
+
     def setup(self, stage: str | None = None) -> None:
         """Make the datasets of all splits, once."""
         if stage == "fit" and self.trainer is not None:
@@ -84,7 +92,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.datasets = {split: self.make_dataset(split) for split in SPLITS}
 
     def teardown(self, stage: str) -> None:
-        """Say how many images were skipped, if any."""
+        """Warn about the number of skipped images, if any."""
         summary = self.skip_log.summary()
         if summary is not None:
             rank_zero_warn(f"{type(self).__name__}: {summary}")
@@ -104,27 +112,27 @@ class ImageDataModule(LightningDataModule, ABC):
         return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
     def crops(self) -> dict[str, Any]:
-        """What evaluation shows of an image, for the evaluation protocol's fingerprint."""
-        return {"size": self.size, **({"center_crop": self.eval_crop.crop} if hasattr(self, "eval_crop") else {})}
+        """Settings of the evaluation crop, for the evaluation protocol's fingerprint."""
+        return {"size": self.size}
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of equal size; the samples left over at the end of an epoch are dropped."""
         return self._train_loader(self.position.begin)
 
     def training_batches(self) -> Iterator[Any]:
-        """Batches as training sees them, of epoch 0, 1, 2 and so on without end; training's position is left alone."""
+        """Batches as in training, of epoch 0, 1, 2 and so on without end; the position of training does not change."""
         epochs = itertools.count()
         loader = self._train_loader(lambda epoch: (next(epochs), 0))
         while True:
             yield from loader
 
     def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
-        """The training loader whose passes begin where `begin` says, see `TrainSampler.begin`."""
+        """The training loader; `begin` says where each pass begins, see `TrainSampler.begin`."""
         dataset = self._dataset("train")
         per_rank = len(dataset) // self.world_size  # type: ignore[arg-type]
         if per_rank < self.batch_size:
             raise ValueError(
-                f"{type(self).__name__}: {per_rank} training images a process do not fill one batch; "
+                f"{type(self).__name__}: {per_rank} training images per process do not fill one batch; "
                 f"set batch_size to {per_rank} or less (it is {self.batch_size})"
             )
         sampler = self.train_sampler(dataset)
@@ -133,7 +141,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._loader(_Complete(dataset), sampler=sampler, batch_size=self.batch_size, drop_last=True)
 
     def train_sampler(self, dataset: Dataset) -> TrainSampler:
-        """The order in which a map-style dataset is trained on."""
+        """The order of training on a map-style dataset."""
         return TrainSampler(dataset, self.world_size, self.rank, self.seed)
 
     def val_dataloader(self) -> DataLoader:
@@ -155,7 +163,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return {"epoch": self.position.epoch, "samples": self.position.samples, **self._settings()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take up training where `state_dict` says."""
+        """Continue training at the position in `state_dict`."""
         if not state_dict:
             return
         settings = {**self._settings(), **state_dict}
@@ -182,7 +190,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return len(self._dataset("train")) // self.global_batch  # type: ignore[arg-type]
 
     def batches_left(self, samples: int) -> int:
-        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        """Batches of an epoch, for each process, after the first `samples` samples of all processes."""
         return (len(self._dataset("train")) - samples) // self.global_batch  # type: ignore[arg-type]
 
     def _settings(self) -> dict[str, int]:
@@ -193,10 +201,10 @@ class ImageDataModule(LightningDataModule, ABC):
         return ("seed",)
 
     def _follow(self, trainer: Any) -> None:
-        """Count from the start of a fit; a checkpoint that is loaded afterwards sets the counts."""
+        """Start counting at the start of a fit; a checkpoint that is loaded afterwards sets the counts."""
         self.position.epoch = self.position.samples = 0
         if self.position not in trainer.callbacks:
-            trainer.callbacks.insert(0, self.position)  # first, so that a checkpoint of this batch has counted it
+            trainer.callbacks.insert(0, self.position)  # first, so that a checkpoint after this batch includes it
 
     def _dataset(self, split: str) -> Dataset:
         if split not in self.datasets:
@@ -218,7 +226,7 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int | None = None,
         **kwargs: Any,
     ) -> DataLoader:
-        """A loader with this module's settings; a dataset read with `batch_size` None gives whole batches."""
+        """A loader with this module's settings; `batch_size` None: the dataset returns whole batches."""
         workers = self.num_workers if num_workers is None else num_workers
         return (loader or ResumableDataLoader)(
             dataset,
@@ -233,14 +241,21 @@ class ImageDataModule(LightningDataModule, ABC):
 
 
 class ResumableDataLoader(DataLoader):
-    """A `DataLoader` that Lightning knows to be resumable: the data module keeps its position, so it has no state."""
+    """A `DataLoader` that Lightning treats as resumable; it has no state, because the data module keeps the position.
+
+    Raises:
+        CollateError: if the samples of a batch do not fit together; one line, also if a worker raised it.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, which begins when the first batch is asked for: Lightning asks for an iterator before it has
-        # restored its state. An evaluation batch without one readable sample is None; the next one takes its place.
-        for batch in super().__iter__():
-            if batch is not None:
-                yield batch
+        # A generator, because it starts at the first batch: Lightning asks for an iterator before it has restored its
+        # state. An evaluation batch without a readable sample is None and is skipped.
+        try:
+            for batch in super().__iter__():
+                if batch is not None:
+                    yield batch
+        except CollateError as error:  # from a worker its text is a whole traceback
+            raise CollateError(str(error).strip().rsplit("CollateError: ", 1)[-1]) from error
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -250,9 +265,10 @@ class ResumableDataLoader(DataLoader):
 
 
 def _outlive_signals(worker: int) -> None:
-    """Let a worker finish its work when a whole job is asked to stop: the running step still needs it.
+    """Let a worker finish its work when a whole job is asked to stop: the current step still needs it.
 
-    torch's workers die at SIGTERM, and take the main process along. They end with it, or two minutes later.
+    By default torch's workers die at SIGTERM, and so does the main process then. With this they end together with
+    the main process, or after two minutes.
     """
     if os.name == "posix":
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
@@ -261,7 +277,7 @@ def _outlive_signals(worker: int) -> None:
 
 
 class _Complete(Dataset):
-    """The training view of a dataset: a sample that cannot be had is replaced by the next one that can."""
+    """A dataset for training: a sample that cannot be read is replaced by the next one that can."""
 
     ATTEMPTS = 100
 
@@ -277,11 +293,13 @@ class _Complete(Dataset):
             sample = self.dataset[SampleIndex((index + offset) % len(self), epoch, size)]
             if sample is not None:
                 return sample
-        raise RuntimeError(f"no readable image among the {offset + 1} from number {int(index)} on; see the skip log")
+        raise RuntimeError(
+            f"no readable image among the {offset + 1} images from index {int(index)} on; see the skip log"
+        )
 
 
 class _Batches(Dataset):
-    """The evaluation view of a dataset, indexed by lists: a sample that cannot be had is left out of its batch."""
+    """A dataset for evaluation, indexed by lists: a sample that cannot be read is left out of its batch."""
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], world_size: int) -> None:
         self.dataset, self.collate, self.world_size = dataset, collate, world_size
@@ -297,7 +315,7 @@ class _Batches(Dataset):
             return self.collate(samples)
         if self.world_size > 1:
             raise RuntimeError(
-                f"none of the evaluation images {indices} can be read, and a process cannot leave out a whole batch "
-                "when others wait for it; remove the files named in the skip log or raise batch_size"
+                f"none of the evaluation images {indices} can be read, and a process cannot skip a whole batch "
+                "while others wait for it; remove the files named in the skip log or raise batch_size"
             )
         return None

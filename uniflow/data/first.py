@@ -1,4 +1,4 @@
-"""The first images of a loader, whatever its batches are."""
+"""The first images of a loader, whatever the size of its batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FirstImages:
-    """Batches of the first `count` images, "image" of the last one cut to fit; None is all of them."""
+    """Batches of the first `count` images, with "image" of the last batch cut to fit; None: all images."""
 
     def __init__(self, batches: Iterable[Any], count: int | None) -> None:
         self.batches, self.count = batches, count
@@ -23,5 +23,5 @@ class FirstImages:
 
 
 def rank_share(count: int | None, rank: int, world_size: int) -> int | None:
-    """How many of the first `count` images the process `rank` has, where images are dealt out one by one."""
+    """How many of the first `count` images the process `rank` gets, if images are dealt to processes one by one."""
     return None if count is None else len(range(rank, count, world_size))

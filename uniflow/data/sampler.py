@@ -1,4 +1,4 @@
-"""Which sample is read when: training order as a function of (seed, epoch), evaluation order without repeats."""
+"""The order of samples: in training a function of (seed, epoch), in evaluation without repeats."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class SampleIndex(int):
-    """An index into a map-style dataset that knows the epoch it is drawn in.
+    """An index into a map-style dataset that also holds the epoch.
 
-    It is an `int`, so any dataset takes it; a dataset that augments reads `epoch` and derives its randomness from
+    It is an `int`, so every dataset accepts it; a dataset that augments reads `epoch` and derives its randomness from
     (seed, epoch, index) with `sample_generator`.
 
     Attributes:
-        size: height and width that the sample's batch has; None: the dataset's own.
+        size: height and width of the images in the sample's batch; None: the dataset's own.
     """
 
     epoch: int
@@ -30,33 +30,33 @@ class SampleIndex(int):
 
 
 def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several non-negative integers; neighbouring inputs give unrelated seeds."""
+    """One 63-bit seed from several non-negative integers; similar inputs give unrelated seeds."""
     low, high = np.random.SeedSequence([int(part) for part in parts]).generate_state(2)
     return (int(high) << 32 | int(low)) >> 1
 
 
 def sample_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of one sample's augmentation: a function of (seed, epoch, index) and of nothing else.
+    """The generator of one sample's augmentation, which depends only on (seed, epoch, index).
 
     Args:
         seed: the data module's seed, >= 0.
-        index: the sample's index; a `SampleIndex` brings its epoch, a plain `int` counts as epoch 0.
+        index: the sample's index; a `SampleIndex` holds its epoch, a plain `int` means epoch 0.
     """
     return torch.Generator().manual_seed(mix_seed(seed, getattr(index, "epoch", 0), int(index)))
 
 
 class TrainSampler(DistributedSampler[int]):
-    """Shuffles with (seed, epoch), deals the order out to ranks and starts an interrupted epoch where it stopped.
+    """Shuffles with (seed, epoch), divides the order among ranks and starts an interrupted epoch where it stopped.
 
     The order of an epoch is one list for all ranks: rank r of W takes the positions r, r + W, ... So after b batches
-    of size B on each rank exactly the first b B W positions are used up, and any other number of ranks can go on from
-    there. What does not fill all ranks at the end is left out.
+    of size B on each rank exactly the first b B W positions are used up, and any other number of ranks can continue
+    from there. Positions at the end that do not fill all ranks are left out.
 
-    Lightning leaves it alone, because it is a `DistributedSampler`.
+    Lightning does not replace it, because it is a `DistributedSampler`.
 
     Attributes:
-        begin: called with the epoch that was set when a pass begins; gives the epoch to draw, and how many of its
-            positions to leave out. None: the epoch that was set, from its start.
+        begin: called when a pass begins, with the epoch that was set; returns the epoch to draw, and how many of its
+            positions to skip. None: the epoch that was set, from its start.
     """
 
     begin: Callable[[int], tuple[int, int]] | None = None
@@ -72,7 +72,7 @@ class TrainSampler(DistributedSampler[int]):
         return (SampleIndex(i, self.epoch) for i in order[self.rank : whole : self.num_replicas])
 
     def begin_pass(self) -> int:
-        """How many positions, over all ranks, the pass that begins now leaves out; `epoch` is set to that pass's."""
+        """Number of positions, over all ranks, that the pass that begins now skips; sets `epoch` to its epoch."""
         if self.begin is None:
             return 0
         self.epoch, start = self.begin(self.epoch)
@@ -83,14 +83,14 @@ class TrainSampler(DistributedSampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
 
-    # __len__ stays that of the whole epoch: Lightning counts on from the batch where the run stopped.
+    # __len__ stays that of the whole epoch: Lightning counts from the batch where the run stopped.
 
 
 class EvaluationSampler(DistributedSampler[list[int]]):
     """Batches (lists of indices) in which every sample occurs exactly once over all ranks.
 
-    All ranks get the same number of batches, so that no rank waits for another in a collective; their sizes differ
-    where the samples do not divide evenly. Meant for `DataLoader(sampler=..., batch_size=None)`.
+    All ranks get the same number of batches, so that no rank waits for another in a collective; the sizes differ if
+    the samples do not divide evenly. Meant for `DataLoader(sampler=..., batch_size=None)`.
 
     Raises:
         ValueError: if there are fewer samples than ranks.
@@ -103,21 +103,21 @@ class EvaluationSampler(DistributedSampler[list[int]]):
         self.indices = range(rank, total, num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        own = iter(self.indices)
-        return (list(islice(own, size)) for size in self.sizes)
+        indices = iter(self.indices)
+        return (list(islice(indices, size)) for size in self.sizes)
 
     def __len__(self) -> int:
         return len(self.sizes)
 
 
 def batch_sizes(total: int, rank: int, world_size: int, batch_size: int) -> list[int]:
-    """How one rank's share of `total` samples is cut into batches: as many batches on every rank, of nearly equal size.
+    """Sizes of the batches of one rank's share of `total` samples: the same number on every rank, nearly equal sizes.
 
     Args:
-        total: samples of all ranks, of which rank r has the numbers r, r + world_size, ...
+        total: samples of all ranks; rank r has the numbers r, r + world_size, ...
         rank: this process.
         world_size: number of processes.
-        batch_size: the size that is exceeded only where a rank with one sample more has no other place for it.
+        batch_size: size of a batch; larger by one only if a rank with one more sample has no other batch for it.
 
     Raises:
         ValueError: if there are fewer samples than ranks.
@@ -125,5 +125,5 @@ def batch_sizes(total: int, rank: int, world_size: int, batch_size: int) -> list
     if 0 < total < world_size:
         raise ValueError(f"{total} evaluation images cannot be shared by {world_size} processes; use fewer")
     batches = min(-(-total // (world_size * batch_size)), total // world_size)
-    own = len(range(rank, total, world_size))
-    return [b - a for a, b in pairwise(own * k // max(1, batches) for k in range(batches + 1))]
+    share = len(range(rank, total, world_size))
+    return [b - a for a, b in pairwise(share * k // max(1, batches) for k in range(batches + 1))]

@@ -1,4 +1,4 @@
-"""The record of images that could not be read: named once, counted, in one file for all processes of a run."""
+"""The log of images that could not be read: one line for each, in one file for all processes of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 class SkipLog:
     """Writes lines "SPLIT <tab> NAME <tab> REASON" to a file that several processes append to.
 
-    Without a file, as when a data module is used without a trainer, the lines go to Python's logging.
+    Without a file (a data module without a trainer) the lines go to Python's logging.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -22,7 +22,7 @@ class SkipLog:
         self._known: set[tuple[str, str]] = set()
 
     def add(self, split: str, name: str, reason: str) -> None:
-        """Record that `name` of `split` was skipped; a name that is recorded already is not written again."""
+        """Log that `name` of `split` was skipped; a name that is already logged is not written again."""
         if (split, name) in self._known:
             return
         self._known.add((split, name))
@@ -41,7 +41,7 @@ class SkipLog:
                 file.flush()
 
     def counts(self) -> dict[str, int]:
-        """How many images of each split the file names."""
+        """Number of logged images of each split."""
         if self.path is None or not self.path.exists():
             return dict(Counter(split for split, _ in self._known))
         with open(self.path, encoding="utf-8") as file:
@@ -57,7 +57,7 @@ class SkipLog:
 
 
 def _cut_unfinished_line(file: TextIO) -> None:
-    """Remove what a process that was killed in the middle of a line has left."""
+    """Remove the unfinished line of a process that was killed while it wrote."""
     file.seek(0)
     text = file.read()
     if text and not text.endswith("\n"):
@@ -65,7 +65,7 @@ def _cut_unfinished_line(file: TextIO) -> None:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock an open file until it is closed, where the system has such locks."""
+    """Lock an open file until it is closed, if the system has such locks."""
     if os.name == "posix":
         import fcntl
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniflow.data.folder import list_images
-from uniflow.data.reading import read_image
-from uniflow.data.transforms import RandomResizedCrop, resize_short_side
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.transforms import RandomResizedCrop, resize_short_side
 
 
 class UnlabelledCrops:

@@ -14,9 +14,9 @@ from rich.table import Table
 from torch.utils.data import Dataset, default_collate
 
 from uniflow.data.base import ImageDataModule, ResumableDataLoader
-from uniflow.data.folder import list_images
-from uniflow.data.reading import ImageReadError, read_image
-from uniflow.data.transforms import CenterCrop
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import ImageReadError, read_image
+from uniflow.data.images.transforms import CenterCrop
 
 
 def evaluation_batches(

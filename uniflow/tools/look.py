@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from uniflow.core.part import build_part, part_config
-from uniflow.data.reading import read_image
-from uniflow.data.transforms import resize_short_side
+from uniflow.data.images.reading import read_image
+from uniflow.data.images.transforms import resize_short_side
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.metrics import image_digests, noise_for, psnr, ssim
 from uniflow.pictures.drawing import captioned_sheet, error_map, heat_map, pca_basis, pca_image, save_picture

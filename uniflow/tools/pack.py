@@ -18,11 +18,11 @@ import webdataset as wds
 from PIL import Image
 from torch import Tensor
 
-from uniflow.data.folder import ImageFolder
-from uniflow.data.reading import ImageReadError, read_image
+from uniflow.data.images.folder import ImageFolder
+from uniflow.data.images.reading import ImageReadError, read_image
+from uniflow.data.images.transforms import resize_short_side
+from uniflow.data.images.webdataset import INDEX
 from uniflow.data.sampler import mix_seed
-from uniflow.data.transforms import resize_short_side
-from uniflow.data.webdataset import INDEX
 
 Format = Literal["jpg", "png"]
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from uniflow.data.folder import list_images
-from uniflow.data.reading import ImageReadError, read_image
-from uniflow.data.transforms import resize_short_side
+from uniflow.data.images.folder import list_images
+from uniflow.data.images.reading import ImageReadError, read_image
+from uniflow.data.images.transforms import resize_short_side
 from uniflow.metrics import psnr, ssim
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.pretrained import DEFAULT

@@ -1,4 +1,4 @@
-"""Procedural scenes: small worlds that know everything about themselves."""
+"""Procedural scenes: rendered images with exact labels of all kinds."""
 
 from uniflow.data.scenes.dataset import FIELDS, Scenes, ScenesDataset, collate_scenes
 from uniflow.data.scenes.language import ANSWERS, QUESTION_KINDS, Question

@@ -1,46 +1,47 @@
 """Scenes as a map-style dataset and as a data module."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from uniflow.data.base import SPLITS, ImageDataModule
+from uniflow.data.collate import collate
 from uniflow.data.scenes.language import caption, questions
 from uniflow.data.scenes.renderer import Renderer, Rendering
 from uniflow.data.scenes.scene import sample_scene
 from uniflow.data.scenes.shapes import CLASS_NAMES
 
 FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "questions", "clip")
-_LISTS = {"boxes", "box_labels", "box_visibility", "caption", "questions"}  # of different length in each sample
 
 
 class ScenesDataset(Dataset[dict[str, Any]]):
-    """Procedural scenes; sample i is a function of (seed, stream, i) and of the picture's shape alone.
+    """Procedural scenes; sample i is a function of (seed, stream, i) and of the image's shape only.
 
     Every sample has "image", uint8 (3, H, W) RGB, and "label", the shape class of the nearest and largest object. On
     request (`fields`):
 
     - "mask": uint8 (H, W), 0 is background and k + 1 is shape class k;
-    - "depth": float32 (H, W), metres from the camera, at most 10;
+    - "depth": float32 (H, W), distance from the camera in metres, at most 10;
     - "instances": uint8 (H, W), 0 is background and i + 1 is the i-th object, nearest first;
     - "boxes": "boxes" float32 (n, 4), x0 y0 x1 y1 in pixels around the visible part of each object, nearest first;
       "box_labels" int64 (n,), shape classes; "box_visibility" float32 (n,), visible part of the silhouette in (0, 1];
     - "caption": a sentence;
     - "questions": a list of dicts with "kind", "question" and "answer";
-    - "clip": "clip" uint8 (T, 3, H, W), the scene in motion, its first frame equal to "image", and "clip_instances"
+    - "clip": "clip" uint8 (T, 3, H, W), the scene in motion, whose first frame equals "image", and "clip_instances"
       uint8 (T, H, W), in which an object keeps its number.
 
     Args:
-        seed: any whole number from 0.
-        length: samples in an epoch.
+        seed: any integer >= 0.
+        length: samples per epoch.
         size: height and width in pixels, or one number for a square.
-        fields: names out of `FIELDS`.
-        stream: streams of the same seed share no scene.
-        frames: frames T of a clip.
-        fresh_epochs: whether every epoch has new scenes; the epoch comes with the index (see `SampleIndex`).
+        fields: names from `FIELDS`.
+        stream: different streams of one seed share no scene.
+        frames: number of frames T of a clip.
+        fresh_epochs: whether every epoch has new scenes; the epoch is part of the index (see `SampleIndex`).
         named: whether samples have a "name", such as "scene 000012".
 
     Raises:
@@ -98,12 +99,14 @@ class ScenesDataset(Dataset[dict[str, Any]]):
 
 
 class Scenes(ImageDataModule):
-    """Scenes in batches; see `ScenesDataset` for what a sample holds and docs/scenes.md for pictures.
+    """Scenes in batches; see `ScenesDataset` for what a sample holds and docs/scenes.md for examples.
 
     Batches are dicts. "image", "label", "mask", "depth", "instances", "clip" and "clip_instances" are stacked; "boxes",
-    "box_labels", "box_visibility", "caption" and "questions" are lists with one entry a sample, and so is "name", the
-    scene's number, in validation and test.
+    "box_labels", "box_visibility", "caption" and "questions" are lists with one entry per sample. So is "name", the
+    number of the scene, in validation and test.
     """
+
+    list_fields: ClassVar[frozenset[str]] = frozenset({"boxes", "box_labels", "box_visibility", "caption", "questions"})
 
     def __init__(
         self,
@@ -121,15 +124,15 @@ class Scenes(ImageDataModule):
         """
         Args:
             size: height and width in pixels, or one number for a square.
-            train_length: training scenes an epoch.
+            train_length: training scenes per epoch.
             val_length: validation scenes.
             test_length: test scenes.
-            batch_size: samples a batch and process.
-            num_workers: worker processes a loader; 0 renders in the main process.
-            seed: the seed of the scenes and of their order, >= 0; the splits share no scene.
+            batch_size: samples per batch and process.
+            num_workers: worker processes per loader; 0 renders in the main process.
+            seed: seed of the scenes and of their order, >= 0; the splits share no scene.
             fields: what a sample holds besides "image" and "label".
-            frames: frames of a clip.
-            fresh_epochs: whether every training epoch has new scenes; False repeats those of the first.
+            frames: number of frames of a clip.
+            fresh_epochs: whether every training epoch has new scenes; False repeats those of the first epoch.
 
         Raises:
             ValueError: if an argument is out of range or a field is unknown.
@@ -141,9 +144,8 @@ class Scenes(ImageDataModule):
         self.frames = frames
         self.fresh_epochs = fresh_epochs
         self.class_names = list(CLASS_NAMES)
-        self.collate = collate_scenes
         for split in SPLITS:
-            self.make_dataset(split)  # says at once what is wrong with the arguments
+            self.make_dataset(split)  # checks the arguments now
 
     def make_dataset(self, split: str) -> ScenesDataset:
         return ScenesDataset(
@@ -158,11 +160,7 @@ class Scenes(ImageDataModule):
         )
 
 
-def collate_scenes(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of samples; fields whose length differs between samples become lists."""
-    batch: dict[str, Any] = default_collate([{k: v for k, v in s.items() if k not in _LISTS} for s in samples])
-    batch.update({key: [s[key] for s in samples] for key in samples[0] if key in _LISTS})
-    return batch
+collate_scenes = partial(collate, list_fields=Scenes.list_fields)  # for loaders of `ScenesDataset` without `Scenes`
 
 
 def _boxes(rendering: Rendering) -> dict[str, torch.Tensor]:

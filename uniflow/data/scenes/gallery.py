@@ -1,4 +1,4 @@
-"""The pictures of docs/scenes.md: `python -m uniflow.data.scenes.gallery docs/images`."""
+"""The images of docs/scenes.md: `python -m uniflow.data.scenes.gallery docs/images`."""
 
 import argparse
 import colorsys
@@ -21,18 +21,18 @@ _GAP = 4
 def main(arguments: list[str] | None = None) -> None:
     """Write scenes.png, scenes_labels.png and scenes_clip.png into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, help="folder for the pictures")
+    parser.add_argument("out", type=Path, help="folder for the images")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    pictures = {
+    images = {
         "scenes": contact_sheet(options.seed),
         "scenes_labels": label_rows(options.seed),
         "scenes_clip": clip_strip(options.seed),
     }
-    for name, picture in pictures.items():
+    for name, image in images.items():
         path = options.out / f"{name}.png"
-        Image.fromarray(picture).save(path, optimize=True)
+        Image.fromarray(image).save(path, optimize=True)
         print(path)
 
 
@@ -55,7 +55,7 @@ def label_rows(seed: int, numbers: tuple[int, ...] = (9, 44, 75), size: int = 22
 
 
 def clip_strip(seed: int, number: int = 62, frames: int = 8, every: int = 3, size: int = 112) -> Pixels:
-    """Every third frame of a clip; below it the instances, each in one colour throughout."""
+    """Every third frame of a clip; below it the instances, each with the same colour in all frames."""
     renderer = Renderer(size)
     shown = renderer.clip(renderer.sample(seed, number).scene, frames * every)[::every]
     palette = np.array([(40, 40, 44), *(_color(i / 5) for i in range(5))], dtype=np.uint8)
@@ -81,32 +81,32 @@ def _mask(drawn: Rendering) -> Pixels:
 
 
 def _boxes(drawn: Rendering) -> Pixels:
-    picture = Image.fromarray(_rgb(drawn))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(_rgb(drawn))
+    draw = ImageDraw.Draw(image)
     for o, box, visible in zip(drawn.scene.objects, drawn.boxes.tolist(), drawn.visibility, strict=True):
         x0, y0, x1, y1 = box
         draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=_class_color(o.shape), width=2)
         words = f"{CLASS_NAMES[o.shape]} {100 * visible:.0f}%"
-        place = (min(x0 + 2, picture.width - 6 * len(words) - 4), y0 - 12 if y0 > 12 else y1 - 13)
-        draw.rectangle(draw.textbbox(place, words), fill=(0, 0, 0))
-        draw.text(place, words, fill=_class_color(o.shape))
-    return np.asarray(picture)
+        corner = (min(x0 + 2, image.width - 6 * len(words) - 4), y0 - 12 if y0 > 12 else y1 - 13)
+        draw.rectangle(draw.textbbox(corner, words), fill=(0, 0, 0))
+        draw.text(corner, words, fill=_class_color(o.shape))
+    return np.asarray(image)
 
 
 def _text(drawn: Rendering, number: int, width: int, height: int) -> Pixels:
-    picture = Image.new("RGB", (width, height), "white")
+    image = Image.new("RGB", (width, height), "white")
     font = ImageFont.load_default(13)
     said = caption(drawn.scene, np.random.default_rng(number))
     asked = questions(drawn.scene, np.random.default_rng(number))
     lines = textwrap.wrap(f"{said}.", 62)
     for q in asked:
         lines += ["", *textwrap.wrap(f"{q.question}  {q.answer.upper()}", 62)]
-    ImageDraw.Draw(picture).multiline_text((10, 8), "\n".join(lines), fill="black", font=font, spacing=2)
-    return np.asarray(picture)
+    ImageDraw.Draw(image).multiline_text((10, 8), "\n".join(lines), fill="black", font=font, spacing=2)
+    return np.asarray(image)
 
 
 def _grid(rows: list[list[Pixels]]) -> Pixels:
-    """Pictures in rows with white gaps."""
+    """Images in rows with white gaps."""
     joined = []
     for row in rows:
         padded = [np.pad(p, ((0, _GAP), (0, _GAP), (0, 0)), constant_values=255) for p in row]

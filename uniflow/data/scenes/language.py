@@ -1,4 +1,4 @@
-"""What can be said about a scene: a caption, and questions with balanced answers."""
+"""Text about a scene: a caption, and questions with balanced answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,13 +28,13 @@ _BACKGROUND_WORDS = {
     "ground": "a plain under the sky",
 }
 _RELATIONS = {"left of": "right of", "above": "below", "in front of": "behind"}
-# Two objects are only compared where everybody would agree: in short image sides, and as a ratio of depths.
+# Two objects are only compared if the answer is clear: in short image sides, and as a ratio of depths.
 _CLEAR_OFFSET = 0.12
 _CLEAR_DEPTH_RATIO = 1.15
 
 
 class Question(NamedTuple):
-    """A question about a picture; `kind` is one of `QUESTION_KINDS`, `answer` one of `ANSWERS`."""
+    """A question about an image; `kind` is one of `QUESTION_KINDS`, `answer` one of `ANSWERS`."""
 
     kind: str
     question: str
@@ -42,7 +42,7 @@ class Question(NamedTuple):
 
 
 def name(o: SceneObject) -> str:
-    """Colour and shape, which no two objects of a scene share."""
+    """Colour and shape; no two objects of a scene have both in common."""
     return f"{COLOR_NAMES[o.color]} {CLASS_NAMES[o.shape]}"
 
 
@@ -100,7 +100,7 @@ def _shape(objects: Sequence[SceneObject], rng: np.random.Generator) -> Question
 
 
 def _relation(objects: Sequence[SceneObject], rng: np.random.Generator) -> Question | None:
-    """Is a left of b? Which of the two is named first decides between yes and no, and so does a coin."""
+    """Such as: is a left of b? The order of the two objects, drawn at random, makes the answer yes or no."""
     true: list[tuple[str, SceneObject, SceneObject]] = []
     for i, a in enumerate(objects):
         for b in objects[i + 1 :]:  # b is farther away than a
@@ -122,7 +122,7 @@ def _relation(objects: Sequence[SceneObject], rng: np.random.Generator) -> Quest
 
 
 def _existence(objects: Sequence[SceneObject], rng: np.random.Generator) -> Question | None:
-    """An absent object shares its colour or its shape with a present one, so that neither alone gives the answer."""
+    """An absent object shares its colour or shape with a present one, so that neither alone gives the answer."""
     o = objects[int(rng.integers(len(objects)))]
     if rng.random() < 0.5:
         return Question("existence", f"Is there {_with_article(name(o))}?", "yes")

@@ -1,4 +1,4 @@
-"""Draws scenes with numpy: painter's algorithm over signed distance functions, each object in its own small window."""
+"""Renders scenes with numpy: signed distance functions, drawn from far to near, each object in its own window."""
 
 import functools
 import math
@@ -26,14 +26,14 @@ _RELIEF = 0.15  # metres by which the middle of an object bulges towards the cam
 
 @dataclass
 class Rendering:
-    """One drawn picture and what is known about it.
+    """A rendered image and its labels.
 
     Attributes:
-        scene: what was drawn.
+        scene: the scene that was rendered.
         image: RGB pixels (3, H, W), uint8.
         instances: (H, W) uint8; 0 is background, i + 1 is `scene.objects[i]`.
         depth: distance from the camera in metres, (H, W) float32, at most `SKY_DEPTH`.
-        silhouettes: pixels inside the frame that each object would cover if nothing were in front of it.
+        silhouettes: pixels inside the frame that each object would cover without other objects in front of it.
     """
 
     scene: Scene
@@ -55,7 +55,7 @@ class Rendering:
 
     @functools.cached_property
     def visibility(self) -> Array:
-        """For each object the visible part of its silhouette inside the frame, (n,) in [0, 1]."""
+        """Visible part of each object's silhouette inside the frame, (n,) in [0, 1]."""
         visible = np.bincount(self.instances.ravel(), minlength=len(self.scene.objects) + 1)[1:]
         return (visible / np.maximum(self.silhouettes, 1)).astype(np.float32)
 
@@ -72,7 +72,7 @@ class Rendering:
 
 
 class Renderer:
-    """Draws scenes at one picture size.
+    """Renders scenes at one image size.
 
     Args:
         size: height and width in pixels, or one number for a square.
@@ -87,23 +87,23 @@ class Renderer:
             raise ValueError(f"size must be at least 16 pixels and at most 4 : 1, got {height} x {width}")
         self.height, self.width, self.short = height, width, min(height, width)
         self.extent = (height / self.short, width / self.short)
-        # Objects reach over the frame's edge; drawing on a wider canvas saves every window from being clipped.
+        # Objects extend beyond the frame; on a wider canvas no window has to be clipped.
         self._pad = math.ceil(0.75 * self.short)
         self._rows = ((np.arange(height, dtype=np.float32) + 0.5) / self.short)[:, None]
         self._columns = ((np.arange(width, dtype=np.float32) + 0.5) / self.short)[None]
 
     def sample(self, seed: int, index: int, stream: int = 0) -> Rendering:
-        """Draw scene number `index` of a stream; see `sample_scene`."""
+        """Render scene number `index` of a stream; see `sample_scene`."""
         return self.render(sample_scene(seed, index, stream, self.extent))
 
     def clip(self, scene: Scene, frames: int) -> list[Rendering]:
-        """Draw a scene at times 0 to `frames` - 1; instance ids stay with their objects."""
+        """Render a scene at times 0 to `frames` - 1; an object keeps its instance id."""
         return [self.render(scene, time) for time in range(frames)]
 
     def render(self, scene: Scene, time: float = 0.0) -> Rendering:
-        """Draw a scene `time` frames after its start."""
+        """Render a scene `time` frames after its start."""
         pad = self._pad
-        # Zeros, because objects are blended over the margin too.
+        # Zeros, because objects are also blended over the margin.
         shape = (self.height + 2 * pad, self.width + 2 * pad)
         image = np.zeros((3, *shape), dtype=np.float32)
         depth = np.zeros(shape, dtype=np.float32)
@@ -157,7 +157,7 @@ class Renderer:
         if mix is None or scene.texture == "gradient":
             ground = np.broadcast_to(first, image[:, split:].shape)
         else:
-            # Far away a period is smaller than a pixel, and the pattern has to fade into its mean.
+            # Far away a period is smaller than a pixel, so the pattern fades to its mean.
             fade = np.clip(2.5 - z * z * (scene.frequency * scale * 5 / self.short), 0, 1)
             ground = first + (second - first) * (0.5 + (mix - 0.5) * fade)
         image[:, split:] = ground + (haze - ground) * _haze(z)
@@ -165,7 +165,7 @@ class Renderer:
     def _draw_object(
         self, scene: Scene, number: int, time: float, image: Array, depth: Array, instances: NDArray[np.uint8]
     ) -> int:
-        """Paint one object over what is there and return how many pixels of the frame it covers."""
+        """Draw one object over what is there and return how many pixels of the frame it covers."""
         o = scene.objects[number]
         px, py = self._position(o, time)
         radius = o.radius * self.short
@@ -181,7 +181,7 @@ class Renderer:
         u, v = (dx * cos + dy * sin) / o.stretch, (dy * cos - dx * sin) * o.stretch
         distance = _SHAPE_FUNCTIONS[o.shape](u, v)
         if scene.background != "ground":
-            # The circle keeps the shadow in the window: distances grow slowly beyond the tips of a star.
+            # The circle keeps the shadow inside the window: distances grow slowly beyond the tips of a star.
             outline = np.maximum(distance, np.sqrt(u * u + v * v) - 1.05)
             self._draw_shadow(scene, radius, outline, image, top, left)
 
@@ -213,7 +213,7 @@ class Renderer:
         window *= 1 - np.clip(0.6 - outline * 2.4, 0, 1) * scene.shadow
 
     def _draw_ground_shadow(self, scene: Scene, o: SceneObject, time: float, image: Array) -> None:
-        """A soft ellipse where the object stands, or below it where it hovers."""
+        """A soft ellipse where the object stands, or below an object that hovers."""
         px, _ = self._position(o, time)
         py = (scene.horizon + CAMERA_HEIGHT / o.depth) * self.short + self._pad
         a, b = 1.2 * o.radius * self.short, 0.35 * o.radius * self.short
@@ -251,12 +251,12 @@ def _bounce(x: float, low: float, high: float) -> float:
 
 
 def _haze(depth: Array | np.float32) -> Array:
-    """Part of the light that comes from the air in between."""
+    """Share of the light that comes from the air in between."""
     return 1 - np.exp(depth * -0.09)
 
 
 def _tile_window(tile: Array, offset: tuple[int, int], height: int, width: int) -> Array:
-    """A (height, width) window of a tile that is repeated without end."""
+    """A (height, width) window of an endlessly repeated tile."""
     rows = (np.arange(height) + offset[0]) & (TILE - 1)
     columns = (np.arange(width) + offset[1]) & (TILE - 1)
     return tile[rows[:, None], columns]

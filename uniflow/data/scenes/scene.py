@@ -1,4 +1,4 @@
-"""What a scene consists of, and how one is drawn at random.
+"""The parts of a scene, and how a random scene is drawn.
 
 The camera is a pinhole with a focal length of one short image side. Image positions are in short sides from the top
 left corner, depths in metres: an object of radius R metres at depth z has the image radius R / z.
@@ -47,14 +47,14 @@ class SceneObject:
         shape: index into `CLASS_NAMES`.
         color: index into `COLOR_NAMES`.
         rgb: the colour itself and the texture's second colour, channels in [0, 1].
-        texture: one of `TEXTURES`, with `frequency` periods a radius and an `offset` (u, v).
+        texture: one of `TEXTURES`, with `frequency` periods per radius and an `offset` (u, v).
         x, y: centre at time 0 in short image sides from the top left corner.
         radius: image radius in short sides.
         depth: distance from the camera in metres.
         rotation: angle at time 0 in radians.
         stretch: factor along the shape's own x axis; its y axis has the inverse.
-        bevel: width of the lit edge as a part of the radius.
-        velocity: (x, y) in short sides a frame; `spin` in radians a frame.
+        bevel: width of the lit edge as a share of the radius.
+        velocity: (x, y) in short sides per frame; `spin` in radians per frame.
     """
 
     shape: int
@@ -76,16 +76,16 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that `Renderer` needs to draw one picture or clip.
+    """Everything that `Renderer` needs to render an image or a clip.
 
     Attributes:
         objects: one to `MAX_OBJECTS` objects, nearest first; the first is the main object, nearest and largest.
-        extent: height and width of the picture in short sides; the smaller one is 1.
+        extent: height and width of the image in short sides; the smaller one is 1.
         background: one of `BACKGROUNDS`, with its colours (a wall's two; the sky's and the ground's two each).
         texture: pattern of the ground plane.
-        frequency, angle, offset: of the background's pattern, in periods a short side, radians and short sides.
+        frequency, angle, offset: of the background's pattern, in periods per short side, radians and short sides.
         horizon: height of the horizon in short sides from the top (background "ground" only).
-        light: where the light comes from, a step in pixels.
+        light: direction that the light comes from, a step in pixels.
         shadow: how dark shadows are, in [0, 1].
         tint: factor of each channel.
         grain: standard deviation of the pixel noise, and its offset in the noise tile.
@@ -136,10 +136,10 @@ def sample_scene(seed: int, index: int, stream: int = 0, extent: tuple[float, fl
     """Draw scene number `index` of a stream. Equal arguments give equal scenes, on any machine.
 
     Args:
-        seed: any whole number from 0.
-        index: number of the scene from 0.
-        stream: streams of the same seed share no scene (training, validation and test are three).
-        extent: height and width of the picture in short sides.
+        seed: any integer >= 0.
+        index: number of the scene, from 0.
+        stream: different streams of one seed share no scene (training, validation and test have one each).
+        extent: height and width of the image in short sides.
     """
     draw = _Draw(np.random.default_rng((seed, stream, index)))
     background = "ground" if draw() < 0.35 else BACKGROUNDS[draw.integer(len(BACKGROUNDS) - 1)]
@@ -164,7 +164,7 @@ def sample_scene(seed: int, index: int, stream: int = 0, extent: tuple[float, fl
 
 
 def _background_colors(draw: _Draw, background: str) -> tuple[Color, ...]:
-    """Muted colours; a wall has two that are not too far apart, a landscape two for the sky and two for the ground."""
+    """Muted colours: two similar ones for a wall; two for the sky and two for the ground of a landscape."""
     if background == "ground":
         dusk = draw() ** 2
         zenith: Color = (draw(0.2, 0.5), draw(0.45, 0.68) - 0.22 * dusk, draw(0.75, 0.95) - 0.35 * dusk)
@@ -187,7 +187,7 @@ def _shaded(color: Color, factor: float) -> Color:
 def _sample_objects(
     draw: _Draw, extent: tuple[float, float], horizon: float | None, background: Sequence[Color]
 ) -> tuple[SceneObject, ...]:
-    """Place objects from near to far, so that none of them is hidden beyond recognition."""
+    """Place objects from near to far, so that each stays recognisable."""
     objects: list[SceneObject] = []
     for _ in range(1 + draw.integer(MAX_OBJECTS)):
         for _ in range(24):
@@ -196,7 +196,7 @@ def _sample_objects(
             margin = radius * EDGE_MARGIN
             x, y = draw(margin, extent[1] - margin), draw(margin, extent[0] - margin)
             if horizon is not None:
-                # Most objects stand on the ground, the others hover above the place where they would.
+                # Most objects stand on the ground, the others hover above it.
                 floor = min(horizon + CAMERA_HEIGHT / depth - 0.8 * radius, extent[0] - margin)
                 y = floor if not objects or draw() < 0.65 else draw(margin, max(floor, margin))
             if _hidden(x, y, radius, objects) < 0.55:
@@ -233,5 +233,5 @@ def _sample_objects(
 
 
 def _hidden(x: float, y: float, radius: float, nearer: Sequence[SceneObject]) -> float:
-    """About which part of a disc's width nearer objects hide."""
+    """Roughly which share of a disc's width is hidden by nearer objects."""
     return sum(max(0.0, (o.radius + radius - math.hypot(x - o.x, y - o.y)) / (2 * radius)) for o in nearer)

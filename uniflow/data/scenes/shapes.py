@@ -38,7 +38,7 @@ def pentagon(x: Array, y: Array) -> Array:
 
 
 def star(x: Array, y: Array) -> Array:
-    """A pentagram: the points that at most one of five half planes leaves out, so the second largest distance."""
+    """A pentagram: the points outside of at most one of five half planes, hence the second largest distance."""
     return np.partition(_half_planes(x, y, 5, 0.37), 3, axis=0)[3]
 
 

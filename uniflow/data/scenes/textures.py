@@ -12,7 +12,7 @@ TILE = 256
 
 @functools.cache
 def noise_tile() -> Array:
-    """A periodic (TILE, TILE) picture of fractal noise with values in [0, 1], the same in every process."""
+    """A periodic (TILE, TILE) image of fractal noise with values in [0, 1], the same in every process."""
     rng = np.random.default_rng(20251010)
     frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]) * TILE
     spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE))) / np.maximum(frequency, 4) ** 1.4
@@ -23,7 +23,7 @@ def noise_tile() -> Array:
 
 @functools.cache
 def grain_tile() -> Array:
-    """A (TILE, TILE) picture of white Gaussian noise with unit variance, the same in every process."""
+    """A (TILE, TILE) image of white Gaussian noise with unit variance, the same in every process."""
     return np.random.default_rng(20251011).standard_normal((TILE, TILE)).astype(np.float32)
 
 
@@ -33,7 +33,7 @@ def pattern(kind: str, u: Array, v: Array, frequency: float, pixel: float) -> Ar
     Args:
         kind: one of `TEXTURES`.
         u, v: surface coordinates, of shapes that broadcast against each other.
-        frequency: periods for each unit of u and v.
+        frequency: periods per unit of u and v.
         pixel: size of a pixel in units of u, for anti-aliasing.
 
     Returns:

@@ -20,7 +20,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from uniflow.data.webdataset import WebDataset, shard_counts, shard_urls
+from uniflow.data.images.webdataset import WebDataset, shard_counts, shard_urls
 
 SHARDS, PER_SHARD = 3, 10
 
@@ -83,7 +83,7 @@ def test_evaluation_sees_every_sample_once(shards: Path, workers: int) -> None:
 
 
 def test_more_workers_than_shards_are_lowered(shards: Path) -> None:
-    with pytest.warns(UserWarning, match="3 val shards a process feed 3 workers, not 5"):
+    with pytest.warns(UserWarning, match="3 val shards per process can feed 3 workers, not 5"):
         loader = module(shards, num_workers=5).val_dataloader()
     assert sorted(ids(loader)) == list(range(30))
 
@@ -226,7 +226,7 @@ def test_settings_that_cannot_work_are_said_in_one_line(shards: Path) -> None:
     assert len(module(shards, epoch_length=None).train_dataloader()) == 7
     for i in range(3):
         write(shards / f"set-{i}.tar", [])
-    with pytest.raises(RuntimeError, match="not one sample"):
+    with pytest.raises(RuntimeError, match="no sample in the"):
         ids(module(shards).train_dataloader())
 
 

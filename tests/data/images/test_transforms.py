@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop, _resize, resize_short_side
 from uniflow.data.sampler import SampleIndex, sample_generator
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop, _resize, resize_short_side
 
 
 def gradient(height: int, width: int) -> torch.Tensor:

@@ -12,33 +12,33 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from uniflow.data.buckets import Buckets
-from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.buckets import Buckets
+from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import batch_sizes, mix_seed
 from uniflow.data.skipped import SkipLog
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
 
 RawSample = dict[str, Any]
 
 
 class ShardReader:
-    """Reads one split's samples: raw from a tar file, and as a dict with "image" and, with classes, "label"."""
+    """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, with classes, "label"."""
 
     def __init__(self, split: str, num_classes: int | None, skip_log: SkipLog) -> None:
         self.split, self.num_classes, self.skip_log = split, num_classes, skip_log
 
     def raw(self, url: str, strict: bool) -> Iterator[RawSample]:
-        """The undecoded samples of one shard. A broken shard ends early and is recorded, or raises if `strict`."""
+        """The undecoded samples of one shard. A broken shard ends early and is logged, or raises if `strict`."""
         try:
             yield from wds.tarfile_to_samples()([{"url": url}])
-        except Exception as error:  # tarfile, curl and the cloud clients each have errors of their own
+        except Exception as error:  # tarfile, curl and the cloud clients each have their own errors
             reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
             if strict:
                 raise RuntimeError(f"the {self.split} shard {url} is broken ({reason})") from error
             self.skip_log.add(self.split, url, f"broken shard, the rest of it is skipped: {reason}")
 
     def decode(self, raw: RawSample, min_side: int | None = None) -> dict[str, Any] | None:
-        """The sample with its whole image, uint8 (3, H, W); None, and a line in the skip log, if it is unreadable."""
+        """The sample with its whole image, uint8 (3, H, W); None and a line in the skip log if it cannot be read."""
         name = f"{raw['__url__']}:{raw['__key__']}"
         try:
             sample: dict[str, Any] = {"image": read_image(self._image(raw, name), name, min_side)}
@@ -66,15 +66,15 @@ class ShardReader:
 
 
 class TrainShards(IterableDataset):
-    """Training samples without end, of which one process takes `batches` batches an epoch.
+    """An endless stream of training samples, of which one process takes `batches` batches per epoch.
 
-    Each worker is a lane: it draws its own shards, shuffles their samples in a buffer, and gives every
-    `lanes`-th batch. What a lane gives is a function of (seed, epoch, rank, lane), so that it can start anywhere in
-    an epoch: the samples before are read from the shards, but not decoded. An unreadable sample's slot is filled
-    with the next readable one.
+    Each worker is a lane: it draws its own shards, shuffles their samples in a buffer, and yields every `lanes`-th
+    batch. The samples of a lane are a function of (seed, epoch, rank, lane), so that it can start anywhere in an epoch:
+    the samples before are read from the shards, but not decoded. The slot of an unreadable sample gets the next
+    readable one.
 
     Attributes:
-        position: int64 (2,) in shared memory: the epoch, and the batches of it to leave out. Set before iterating.
+        position: int64 (2,) in shared memory: the epoch, and how many of its batches to skip. Set before iterating.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class TrainShards(IterableDataset):
         self.reader, self.urls, self.crop, self.buckets = reader, urls, crop, buckets
         self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
         self.seed, self.resample, self.shuffle_buffer = seed, resample, shuffle_buffer
-        # Shared, because workers that live on from epoch to epoch hold copies of everything else.
+        # Shared, because persistent workers hold copies of everything else.
         self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         lanes = worker.num_workers if worker else 1
         epoch, start = self.position.tolist()
-        # The loader asks its workers in turn from number 0 on: this turns them to where the epoch was left.
+        # The loader asks its workers in turn, starting with 0: this rotates them to where the epoch was interrupted.
         lane = ((worker.id if worker else 0) + start) % lanes
         first, last = (len(range(lane, batches, lanes)) * self.batch_size for batches in (start, self.batches))
         return self._samples(epoch, lane, lanes, first, last)
@@ -119,9 +119,9 @@ class TrainShards(IterableDataset):
                 if slot >= last + 1000 or len(waiting) > 1000:
                     raise RuntimeError("1000 training samples in a row cannot be read; see the skip log")
                 continue
-            for place in waiting:
-                seed = mix_seed(self.seed, epoch, self.rank, lane, place)
-                size = self.buckets.size(epoch, lane + place // self.batch_size * lanes) if self.buckets else None
+            for filled in waiting:
+                seed = mix_seed(self.seed, epoch, self.rank, lane, filled)
+                size = self.buckets.size(epoch, lane + filled // self.batch_size * lanes) if self.buckets else None
                 yield {**sample, "image": self.crop(sample["image"], torch.Generator().manual_seed(seed), size)}
             waiting.clear()
             if slot >= last - 1:
@@ -140,7 +140,7 @@ class TrainShards(IterableDataset):
             for sample in samples:
                 yield sample
             if sample is None:
-                raise RuntimeError(f"not one sample in the {len(shards)} training shards {shards[0]} ...")
+                raise RuntimeError(f"no sample in the {len(shards)} training shards {shards[0]} ...")
 
     def _shards(self, epoch: int, number: int, lane: int, lanes: int, seed: int) -> list[str]:
         if self.resample:
@@ -148,7 +148,7 @@ class TrainShards(IterableDataset):
                 self.urls, nshards=len(self.urls), deterministic=True, seed=seed, worker_seed=lambda: 0
             )
             return [shard["url"] for shard in source]
-        # Split by node, then by worker: all lanes shuffle alike and take every n-th.
+        # Split by process, then by worker: all lanes have the same shuffled order and take every n-th shard.
         urls = list(self.urls)
         random.Random(mix_seed(self.seed, epoch, number)).shuffle(urls)
         return urls[self.rank :: self.world_size][lane::lanes]
@@ -157,9 +157,9 @@ class TrainShards(IterableDataset):
 class EvaluationShards(IterableDataset):
     """Every sample of the shards exactly once over all processes, in batches; unreadable ones are left out.
 
-    Workers share out the shards. With several processes each reads them all and keeps every `world_size`-th sample,
-    and all have the same number of batches, so that none waits for another in a collective; for that the number of
-    samples in each shard has to be known.
+    The shards are divided among workers. With several processes each process reads all shards and keeps every
+    `world_size`-th sample. All processes have the same number of batches, so that none waits for another in a
+    collective; this requires the number of samples in each shard.
     """
 
     def __init__(
@@ -190,9 +190,9 @@ class EvaluationShards(IterableDataset):
             groups = iter(lambda: list(islice(raw, self.batch_size)), [])
         else:
             assert self.counts is not None
-            mine = islice(raw, self.rank, None, self.world_size)
+            share = islice(raw, self.rank, None, self.world_size)
             sizes = batch_sizes(sum(self.counts[lane::lanes]), self.rank, self.world_size, self.batch_size)
-            groups = (list(islice(mine, size)) for size in sizes)
+            groups = (list(islice(share, size)) for size in sizes)
         for group in groups:
             decoded = [(sample, raw["__key__"]) for raw in group if (sample := self.reader.decode(raw)) is not None]
             if decoded:

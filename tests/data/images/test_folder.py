@@ -14,7 +14,7 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from uniflow.data.folder import ImageFolder, list_images, name_to_unit
+from uniflow.data.images.folder import ImageFolder, list_images, name_to_unit
 
 
 def paint(path: Path, value: int = 100) -> None:

@@ -16,24 +16,25 @@ from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset.shardlists import expand_urls
 
-from uniflow.data.base import ImageDataModule, ResumableDataLoader
-from uniflow.data.buckets import Buckets
-from uniflow.data.shards import EvaluationShards, ShardReader, TrainShards
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+from uniflow.data.base import ResumableDataLoader
+from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
 
 INDEX = "index.json"
 
 
-class WebDataset(ImageDataModule):
+class WebDataset(CroppedImages):
     """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
-    In validation and test there is "name", too: a sample's key, which is its path in the shard without the extension.
+    In validation and test there is also "name": a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
-    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read from beside local ones.
+    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies next to local ones.
 
     An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
-    any number of processes and workers can share any number of shards; without it the shards are shuffled and dealt
-    out, and a worker that runs out of samples before the epoch ends begins its shards again.
+    any number of processes and workers can share any number of shards. Without it the shards are shuffled and divided
+    among them, and a worker that runs out of samples before the epoch ends starts its shards again.
+
+    With fewer shards than `num_workers` a loader has fewer workers.
     """
 
     def __init__(
@@ -42,59 +43,41 @@ class WebDataset(ImageDataModule):
         val: str | list[str],
         test: str | list[str],
         size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        center_crop: float = 0.875,
+        *,
         epoch_length: int | None = None,
         resample: bool = True,
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
-        buckets: list[int | tuple[int, int]] | None = None,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         """
         Args:
-            train: the training shards: a path or url with braces, as in "data/train-{000000..000099}.tar", a local
+            train: the training shards: a path or URL with braces, as in "data/train-{000000..000099}.tar", a local
                 pattern, as in "data/train-*.tar", or a list of these.
-            val: the validation shards, likewise.
-            test: the test shards, likewise.
-            size: side of the images served, in pixels.
-            scale: share of a training image's area that a random crop keeps, least and largest.
-            ratio: width / height of a random crop, least and largest.
-            flip: probability of a mirror image in training.
-            center_crop: share of the short side that evaluation keeps.
-            epoch_length: training samples an epoch, over all processes; by default the number in `index.json`, or
+            val: the validation shards, in the same form.
+            test: the test shards, in the same form.
+            size: side of the square images in a batch, in pixels.
+            epoch_length: training samples per epoch, over all processes; by default the number in `index.json`, or
                 counted in local shards.
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
-            buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; each
-                batch draws one. By default all have `size`. Evaluation keeps to `size`.
-            batch_size: images a batch and process.
-            num_workers: worker processes a loader; fewer where there are fewer shards.
-            seed: the seed of order and augmentation.
+            settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a local shard is missing or a number is unknown.
         """
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(size=size, **settings)
         for name, value in (("epoch_length", epoch_length), ("num_classes", num_classes)):
             if value is not None and value < 1:
                 raise ValueError(f"WebDataset: {name} must be at least 1, not {value}")
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes = num_classes
-        self.size = size
-        self.buckets = Buckets(buckets, seed) if buckets is not None else None
-        self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
-        self.eval_crop = CenterCrop(size, center_crop)
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the shards of all splits and, from their index, the classes and the length of an epoch."""
+        """Find the shards of all splits and read the classes from their index."""
         self.urls = {split: shard_urls(source, split) for split, source in self.sources.items()}
         index = read_index(self.urls["train"][0])
         names = index.get("class_names")
@@ -115,8 +98,8 @@ class WebDataset(ImageDataModule):
             return EvaluationShards(reader, urls, self.eval_crop, self.collate, counts=counts, **process)
         if not self.resample and len(urls) < self.world_size:
             raise ValueError(
-                f"WebDataset: {len(urls)} training shards cannot be dealt to {self.world_size} processes; "
-                "set resample to true or cut the data into more shards"
+                f"WebDataset: {len(urls)} training shards cannot be divided among {self.world_size} processes; "
+                "set resample to true or pack the data into more shards"
             )
         return TrainShards(
             reader, urls, self.train_crop, self.buckets, batches=self._batches(), seed=self.seed,
@@ -124,12 +107,12 @@ class WebDataset(ImageDataModule):
         )  # fmt: skip
 
     def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
-        """Batches of equal size, `epoch_length` samples an epoch; what does not fill a batch is left out."""
+        """Batches of equal size, `epoch_length` samples per epoch; samples that do not fill a batch are left out."""
         dataset: Any = self._dataset("train")
         workers = self.num_workers
         if not self.resample:
             workers = self._workers("train", len(dataset.urls) // self.world_size)
-        # Lightning's warning does not concern us: the length is that of all workers together.
+        # Lightning's warning does not apply: the length is that of all workers together.
         warnings.filterwarnings("ignore", "Your `IterableDataset` has `__len__` defined")
         loader = self._loader(dataset, ShardLoader, num_workers=workers, batch_size=self.batch_size)
         assert isinstance(loader, ShardLoader)
@@ -140,7 +123,7 @@ class WebDataset(ImageDataModule):
         dataset: Any = self._dataset(split)
         workers = self._workers(split, len(dataset.urls))
         if dataset.counts is not None:
-            # Each worker shares its shards' samples among the processes, so it needs one for each.
+            # Each worker divides the samples of its shards among the processes, so it needs at least one per process.
             while workers > 1 and min(sum(dataset.counts[w::workers]) for w in range(workers)) < self.world_size:
                 workers -= 1
         return self._loader(dataset, num_workers=workers, batch_size=None)
@@ -148,7 +131,7 @@ class WebDataset(ImageDataModule):
     def _workers(self, split: str, shards: int) -> int:
         if self.num_workers > shards:
             rank_zero_warn(
-                f"WebDataset: {shards} {split} shards a process feed {shards} workers, not {self.num_workers}"
+                f"WebDataset: {shards} {split} shards per process can feed {shards} workers, not {self.num_workers}"
             )
         return min(self.num_workers, shards)
 
@@ -158,14 +141,14 @@ class WebDataset(ImageDataModule):
             counts = shard_counts(self.urls["train"])
             if counts is None:
                 raise ValueError(
-                    "WebDataset: set epoch_length, the training samples an epoch; "
-                    f"the samples of {self.urls['train'][0]} cannot be counted from here"
+                    "WebDataset: set epoch_length, the training samples per epoch; "
+                    f"the samples of {self.urls['train'][0]} cannot be counted, because it is not local"
                 )
             length = sum(counts)
         batches = length // (self.batch_size * self.world_size)
         if batches < 1:
             raise ValueError(
-                f"WebDataset: {length} samples an epoch do not fill a batch of {self.batch_size} on each of "
+                f"WebDataset: {length} samples per epoch do not fill a batch of {self.batch_size} on each of "
                 f"{self.world_size} processes; lower batch_size or raise epoch_length"
             )
         return batches
@@ -176,17 +159,17 @@ class WebDataset(ImageDataModule):
         return dataset.batches
 
     def batches_left(self, samples: int) -> int:
-        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
+        """Batches of an epoch, for each process, after the first `samples` samples of all processes."""
         return max(0, self.epoch_batches() - -(-samples // self.global_batch))
 
     def _settings(self) -> dict[str, int]:
         return {**super()._settings(), "num_workers": self.num_workers}
 
     def _exact_only(self) -> tuple[str, ...]:
-        return tuple(self._settings())  # each process and worker has a stream of its own
+        return tuple(self._settings())  # each process and worker has its own stream
 
     def _next_position(self, begin: Callable[[int], tuple[int, int]]) -> tuple[int, int]:
-        """(epoch, batches to leave out) of the pass over the training loader that begins now."""
+        """(epoch, batches to skip) of the pass over the training loader that begins now."""
         epoch, samples = begin(self._passes)
         self._passes = epoch + 1
         return epoch, self.epoch_batches() - self.batches_left(samples)
@@ -208,7 +191,7 @@ class ShardLoader(ResumableDataLoader):
 
 
 def shard_urls(source: str | list[str], split: str) -> list[str]:
-    """The paths and urls that `source` stands for: braces expanded, local patterns listed in sorted order.
+    """The paths and URLs of `source`: braces expanded, local patterns listed in sorted order.
 
     Raises:
         ValueError: if there are none, or a local one is missing.
@@ -226,10 +209,10 @@ def shard_urls(source: str | list[str], split: str) -> list[str]:
 
 
 def read_index(url: str) -> dict[str, Any]:
-    """The `index.json` beside a local shard; empty if there is none or the shard is remote.
+    """The `index.json` next to a local shard; empty if there is none or the shard is remote.
 
     Raises:
-        ValueError: if the file is no JSON object.
+        ValueError: if the file is not a JSON object.
     """
     path = _local(url).parent / INDEX
     if not _is_local(url) or not path.is_file():
@@ -239,15 +222,15 @@ def read_index(url: str) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"WebDataset: {path} is not valid JSON ({error})") from error
     if not isinstance(index, dict):
-        raise ValueError(f"WebDataset: {path} should hold a JSON object, as `uniflow pack` writes it")
+        raise ValueError(f"WebDataset: {path} must hold a JSON object, as written by `uniflow pack`")
     return index
 
 
 def shard_counts(urls: list[str]) -> list[int] | None:
-    """How many samples each shard holds, by the index or by a local shard's table of contents.
+    """Number of samples in each shard, from the index or from the members of a local tar file.
 
     Returns:
-        One number a shard, or None if any of them is unknown.
+        One number per shard, or None if any of them is unknown.
     """
     indices: dict[Path, dict[str, int]] = {}
     counts = []

@@ -1,4 +1,4 @@
-"""Image files to uint8 RGB: whatever photographs come as, or one clear error."""
+"""Image files of all common kinds to uint8 RGB, or one clear error."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from uniflow.core.errors import one_line
 
 try:
     import simplejpeg
-except ImportError:  # the extra `fast`; without it PIL decodes to the same pixels, more slowly
+except ImportError:  # in the extra `fast`; without it PIL decodes to the same pixels, but slower
     simplejpeg = None
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
-# Not all that PIL opens: some formats, as EPS, start another program.
+# Not all formats of PIL: some, such as EPS, start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SIXTEEN_BIT_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 ORIENTATION = 0x0112  # the EXIF tag
 
-# Two decoders built on libjpeg-turbo give the same pixels bit by bit; beside another library they need not.
+# Two decoders built on libjpeg-turbo give identical pixels; with another library they may differ.
 FAST_JPEG = simplejpeg is not None and bool(features.check_feature("libjpeg_turbo"))
 
 
@@ -37,7 +37,7 @@ class ImageReadError(ValueError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[ImageReadError], tuple[str, str]]:
-        # Exceptions are rebuilt from `args` when a worker process hands them over, and those hold one text.
+        # An exception from a worker process is rebuilt from `args`, which hold only the message.
         return type(self), (self.name, self.reason)
 
 
@@ -45,23 +45,23 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     """Read an image file as uint8 RGB.
 
     The EXIF orientation is applied. Grey, 1-bit, palette, CMYK, YCbCr and Lab images are converted, 16-bit channels
-    keep their high byte, transparency is composited on white, and of several frames the first is taken.
+    keep their high byte, transparency is composited on white, and the first of several frames is used.
 
-    Plain JPEG files are decoded by simplejpeg where it is installed, to exactly PIL's pixels; PIL reads every header,
-    all other files, and those that simplejpeg refuses.
+    Plain JPEG files are decoded by simplejpeg if it is installed, to exactly PIL's pixels. PIL reads every header, all
+    other files, and those that simplejpeg refuses.
 
     Args:
         source: a path, or the bytes of a file.
-        name: what an error calls the file; the path by default.
+        name: name of the file in errors; the path by default.
         min_side: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep this many
-            pixels. Faster, and close to a box filter; meant for training.
+            pixels. This is faster, and close to a box filter; meant for training.
 
     Returns:
         The image, uint8 (3, H, W) in [0, 255].
 
     Raises:
-        ImageReadError: if the file is missing, empty, no image, truncated or corrupt, has more pixels than twice
-            `PIL.Image.MAX_IMAGE_PIXELS`, or a number format without a known range.
+        ImageReadError: if the file is missing, empty, not an image, truncated or corrupt, has more than twice
+            `PIL.Image.MAX_IMAGE_PIXELS` pixels, or a number format without a known range.
     """
     if isinstance(source, bytes):
         name, data = name or "image", source
@@ -86,16 +86,16 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageReadError(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
-    except Exception as error:  # broken files make PIL's decoders raise nearly anything
+    except Exception as error:  # broken files make PIL's decoders raise almost anything
         raise ImageReadError(name, f"{type(error).__name__}: {one_line(error)}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def image_size(source: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file as `read_image` gives it, from the file's header.
+    """Height and width of an image file as `read_image` returns it, from the file's header.
 
     Raises:
-        ImageReadError: if the file cannot be opened or is no image; its pixels may still turn out to be broken.
+        ImageReadError: if the file cannot be opened or is not an image; the pixels are not checked.
     """
     try:
         with Image.open(source, formats=FORMATS) as image:
@@ -107,7 +107,7 @@ def image_size(source: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels (H, W, 3) of an upright grey or YCbCr JPEG; None for all that PIL is to decode, or to refuse."""
+    """The pixels (H, W, 3) of an upright grey or YCbCr JPEG; None for files that PIL has to decode or refuse."""
     if not FAST_JPEG or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     if image.getexif().get(ORIENTATION, 1) != 1:
@@ -115,7 +115,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
     width, height = image.size  # after `draft`
     try:
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width)
-    except ValueError:  # broken, if only a little: what PIL makes of it counts
+    except ValueError:  # at least slightly broken: PIL decides
         return None
     return pixels if pixels.shape == (height, width, 3) else None
 
@@ -123,7 +123,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in SIXTEEN_BIT_GREY:
         return _grey(np.asarray(image).astype(np.uint16))
-    if image.mode == "I":  # 32-bit integers: a 16-bit file in some formats, else of no known range
+    if image.mode == "I":  # 32-bit integers: a 16-bit file in some formats, otherwise without a known range
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ImageReadError(name, "32-bit integer pixels have no known range; save it as 8- or 16-bit")

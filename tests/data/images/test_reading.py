@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from uniflow.data import reading
-from uniflow.data.reading import ImageReadError, image_size, read_image
+from uniflow.data.images import reading
+from uniflow.data.images.reading import ImageReadError, image_size, read_image
 
 HEIGHT, WIDTH = 12, 20
 COLOUR = (200, 100, 40)

@@ -15,7 +15,7 @@ from cli_fixtures import project, uniflow  # noqa: F401
 from PIL import Image
 
 from uniflow.data import ImageDataModule, ImageFolder, WebDataset
-from uniflow.data.buckets import Buckets, read_sizes
+from uniflow.data.images.buckets import Buckets, read_sizes
 from uniflow.tools.pack import pack
 
 SIZES: list[int | tuple[int, int]] = [16, (8, 24), (24, 8)]

@@ -1,4 +1,4 @@
-"""A folder of photographs, with or without class subfolders."""
+"""A folder of images, with or without class subfolders."""
 
 from __future__ import annotations
 
@@ -10,87 +10,67 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from uniflow.data.base import ImageDataModule
-from uniflow.data.buckets import Buckets, BucketSampler, read_sizes
-from uniflow.data.reading import EXTENSIONS, ImageReadError, read_image
-from uniflow.data.sampler import TrainSampler, sample_generator
-from uniflow.data.transforms import CenterCrop, RandomResizedCrop
+from uniflow.data.images.buckets import read_sizes
+from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.sampler import sample_generator
 
 
-class ImageFolder(ImageDataModule):
-    """A folder of photographs; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
-    In validation and test there is "name", too: each file's path relative to the folder, with "/".
+class ImageFolder(CroppedImages):
+    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
+    In validation and test there is also "name": each file's path relative to the folder, with "/".
 
-    The folders `train`, `val` and `test` of `root` are used where they exist. What is missing is split off the
-    training images by a hash of each file's name, so that no file changes sides when others come or go. The three
+    The folders `train`, `val` and `test` of `root` are used if they exist. A missing split is taken from the training
+    images by a hash of each file's name, so that a file stays in its split when others are added or removed. The three
     splits never share a file.
 
-    Images in subfolders one level deep, two or more of them, are labelled by the subfolder's place in the sorted list.
+    Images in subfolders one level deep, two or more of them, get the subfolder's index in the sorted list as label.
     """
 
     def __init__(
         self,
         root: str,
         size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
-        center_crop: float = 0.875,
+        *,
         val: str | None = None,
         test: str | None = None,
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         labels: bool | None = None,
-        buckets: list[int | tuple[int, int]] | None = None,
         bucket_by: Literal["random", "aspect"] = "random",
-        batch_size: int = 64,
-        num_workers: int = 2,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         """
         Args:
             root: the folder.
-            size: side of the images served, in pixels.
-            scale: share of a training image's area that a random crop keeps, least and largest.
-            ratio: width / height of a random crop, least and largest.
-            flip: probability of a mirror image in training.
-            center_crop: share of the short side that evaluation keeps.
-            val: folder of validation images, relative to `root` or absolute; `root/val` by default, if there is one
-                that is not `test`.
-            test: folder of test images; `root/test` by default, if there is one.
-            val_fraction: share of the training images used for validation without such a folder.
-            test_fraction: share of the training images used for testing without such a folder.
+            size: side of the square images in a batch, in pixels.
+            val: folder of validation images, relative to `root` or absolute; by default `root/val`, if it exists and
+                is not `test`.
+            test: folder of test images; by default `root/test`, if it exists.
+            val_fraction: share of the training images used for validation if there is no such folder.
+            test_fraction: share of the training images used for testing if there is no such folder.
             labels: whether first-level subfolders are classes; by default they are if all images lie in them.
-            buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; by
-                default all have `size`. Evaluation keeps to `size`.
-            bucket_by: "random" draws a size for each batch; "aspect" gives each image to the sizes whose aspect ratio
-                is nearest to its own, for which the files' headers are read when training begins.
-            batch_size: images a batch and process.
-            num_workers: worker processes a loader.
-            seed: the seed of order and augmentation.
+            bucket_by: "random" draws one of `buckets` for each batch; "aspect" assigns each image to the buckets whose
+                aspect ratio is nearest to its own, for which the files' headers are read when training begins.
+            settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a folder is missing or a split is empty.
         """
-        super().__init__(batch_size, num_workers, seed)
+        super().__init__(size=size, **settings)
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
                 raise ValueError(f"ImageFolder: {name} must be in [0, 1), not {fraction}")
         if val_fraction + test_fraction >= 1:
             raise ValueError("ImageFolder: val_fraction and test_fraction leave nothing to train on")
+        if bucket_by == "aspect" and self.buckets is None:
+            raise ValueError("ImageFolder: bucket_by: aspect needs buckets, the sizes of training batches")
         self.root = Path(root).expanduser()
         self.given = {"val": val, "test": test}
         self.fractions = {"val": val_fraction, "test": test_fraction}
-        self.labels = labels
-        self.size = size
-        self.buckets = Buckets(buckets, seed) if buckets is not None else None
-        if bucket_by == "aspect" and self.buckets is None:
-            raise ValueError("ImageFolder: bucket_by: aspect needs buckets, the sizes of training batches")
-        self.bucket_by = bucket_by
-        self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
-        self.eval_crop = CenterCrop(size, center_crop)
+        self.labels, self.bucket_by = labels, bucket_by
         self._files: dict[str, tuple[Path, list[str]]] | None = None
-        self._nearest: np.ndarray | None = None
+        self._aspects: np.ndarray | None = None
 
     def make_dataset(self, split: str) -> ImageFiles:
         """The images of `split`."""
@@ -103,34 +83,26 @@ class ImageFolder(ImageDataModule):
             raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
         return ImageFiles(self, split, folder, names, classes)
 
-    def train_sampler(self, dataset: Dataset) -> TrainSampler:
-        """The order of training, in batches of one size each where there are buckets."""
-        if self.buckets is None:
-            return super().train_sampler(dataset)
-        aspects = self._aspects()
-        return BucketSampler(dataset, self.world_size, self.rank, self.buckets, self.batch_size, aspects)
-
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
-        aspects = self._aspects()
+        aspects = self.image_aspects()
         if aspects is None:
             return super().epoch_batches()
         return int((np.bincount(aspects) // self.global_batch).sum())
 
     def batches_left(self, samples: int) -> int:
-        """Batches of an epoch, for each process, that follow the first `samples` samples of all processes."""
-        if self._aspects() is None:
+        """Batches of an epoch, for each process, after the first `samples` samples of all processes."""
+        if self.image_aspects() is None:
             return super().batches_left(samples)
         return max(0, self.epoch_batches() - -(-samples // self.global_batch))
 
-    def _aspects(self) -> np.ndarray | None:
-        """For each training image the place of its bucket's aspect ratio; None where sizes are drawn at random."""
+    def image_aspects(self) -> np.ndarray | None:
         if self.buckets is None or self.bucket_by != "aspect":
             return None
-        if self._nearest is None:
+        if self._aspects is None:
             folder, names = self.split_files()["train"]
-            self._nearest = self.buckets.nearest_aspect(read_sizes(folder, names))
-        return self._nearest
+            self._aspects = self.buckets.nearest_aspect(read_sizes(folder, names))
+        return self._aspects
 
     def _settings(self) -> dict[str, Any]:
         buckets = None
@@ -142,7 +114,7 @@ class ImageFolder(ImageDataModule):
         return (*super()._exact_only(), "buckets")
 
     def split_files(self) -> dict[str, tuple[Path, list[str]]]:
-        """Folder and sorted relative names of each split's files; sets `class_names`."""
+        """Folder and sorted relative names of the files of each split; sets `class_names`."""
         if self._files is not None:
             return self._files
         if not self.root.is_dir():
@@ -154,18 +126,18 @@ class ImageFolder(ImageDataModule):
         self.class_names = self._classes(names)
         splits: dict[str, tuple[Path, list[str]]] = {s: (f, list_images(f)) for s, f in folders.items()}
         fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
-        places = np.array([name_to_unit(name) for name in names])
-        is_test = places < fractions["test"]
-        is_val = ~is_test & (places < fractions["test"] + fractions["val"])
-        for split, chosen in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
-            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(chosen)]))
+        positions = np.array([name_to_unit(name) for name in names])
+        is_test = positions < fractions["test"]
+        is_val = ~is_test & (positions < fractions["test"] + fractions["val"])
+        for split, members in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
+            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(members)]))
         self._files = splits
         return splits
 
     def _folders(self) -> dict[str, Path]:
-        """The folders that validation and test images have to themselves."""
+        """The validation and test folders that exist."""
         folders: dict[str, Path] = {}
-        for split in ("test", "val"):  # a folder named as the test set is not taken for validation
+        for split in ("test", "val"):  # a folder that is given as the test set is not used for validation
             given = self.given[split]
             folder = self.root / (given or split)
             if given and not folder.is_dir():
@@ -180,31 +152,32 @@ class ImageFolder(ImageDataModule):
         parts = [name.split("/") for name in names]
         classes = sorted({p[0] for p in parts if len(p) > 1})
         if self.labels and any(len(p) == 1 for p in parts):
-            raise ValueError(f"ImageFolder: labels are asked for, but {self.root} has images outside of subfolders")
-        found = len(classes) > 1 and all(len(p) == 2 for p in parts)
-        return classes if (found if self.labels is None else self.labels) else None
+            raise ValueError(f"ImageFolder: labels is true, but {self.root} has images outside of subfolders")
+        looks_like_classes = len(classes) > 1 and all(len(p) == 2 for p in parts)
+        return classes if (looks_like_classes if self.labels is None else self.labels) else None
 
     def _empty(self, split: str, folder: Path) -> str:
-        anything = any(names for _, names in self.split_files().values())
-        if anything and split in self.fractions and split not in self._folders():
+        has_images = any(names for _, names in self.split_files().values())
+        if has_images and split in self.fractions and split not in self._folders():
             return (
                 f"ImageFolder: no image of {folder} falls into the {split} split; "
                 f"raise {split}_fraction (it is {self.fractions[split]}) or set {split} to a folder"
             )
-        return f"ImageFolder: {folder} holds no images for the {split} split (known: {' '.join(sorted(EXTENSIONS))})"
+        known = " ".join(sorted(EXTENSIONS))
+        return f"ImageFolder: {folder} holds no images for the {split} split (known extensions: {known})"
 
 
 class ImageFiles(Dataset):
-    """Image files of one split, cropped; None for a file that cannot be read."""
+    """The cropped images of one split; None for a file that cannot be read."""
 
     def __init__(
         self, module: ImageFolder, split: str, folder: Path, names: list[str], classes: list[str] | None
     ) -> None:
         self.folder, self.split = folder, split
-        # An array of bytes, because a list of a million texts is copied into every worker page by page.
+        # An array of bytes, because a list of a million strings is copied into every worker page by page.
         self.names = np.array([os.fsencode(name) for name in names])
-        number = {name: i for i, name in enumerate(module.class_names or [])}
-        self.targets = np.array([number[c] for c in classes]) if classes is not None else None
+        numbers = {name: i for i, name in enumerate(module.class_names or [])}
+        self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
         self.seed, self.skip_log = module.seed, module.skip_log
         self.train_crop, self.eval_crop = module.train_crop, module.eval_crop
 
@@ -231,19 +204,19 @@ class ImageFiles(Dataset):
 
 
 def list_images(folder: Path) -> list[str]:
-    """Names of the image files below `folder`, relative to it, with "/" and sorted; hidden files are left out."""
-    found = []
+    """Sorted names of the image files below `folder`, relative to it, with "/"; hidden files are left out."""
+    names = []
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
         prefix = os.path.relpath(path, folder).replace(os.sep, "/")
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                found.append(file if prefix == "." else f"{prefix}/{file}")
-    return sorted(found)
+                names.append(file if prefix == "." else f"{prefix}/{file}")
+    return sorted(names)
 
 
 def name_to_unit(name: str) -> float:
-    """A number in [0, 1) that depends on nothing but `name`: the place of a file on the scale that splits cut."""
+    """A number in [0, 1) that depends only on `name`; the fractions of the splits are ranges of it."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
 
 

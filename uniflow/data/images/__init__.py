@@ -1,0 +1,1 @@
+"""Images from files: reading, cropping, folders, shards and batches of several sizes."""
