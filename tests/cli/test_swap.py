@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +16,7 @@ from jsonargparse import _typehints
 from lightning.pytorch import LightningDataModule
 
 from uniflow.cli.parser import Parser
+from uniflow.cli.supported import REQUIREMENT, SUPPORTED
 from uniflow.tasks import TokenizerTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -204,7 +207,28 @@ def test_what_is_replaced_in_jsonargparse_exists() -> None:
     """The doors of jsonargparse that `uniflow.cli.swap` goes through; if one moves, swaps would keep old arguments."""
     from uniflow.cli import swap
 
+    swap.install()
     assert _typehints.discard_init_args_on_class_path_change is swap._discard
     assert _typehints.ActionTypeHint.__call__ is swap._call
     assert _typehints.ActionTypeHint._check_type is swap._check_type
     assert _typehints.parse_value_or_config is swap._parse_value
+
+
+def test_another_jsonargparse_is_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsonargparse.__version__", "4.54.1")
+    expected = (
+        "jsonargparse 4.54.1 is installed, uniflow needs 4.53: pip install 'jsonargparse[signatures]>=4.53,<4.54'"
+    )
+    for command in ("fit", "plan"):
+        assert uniflow(command, *RECIPE).error == expected
+
+
+def test_other_signatures_are_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uniflow.cli.swap._FOUND", {})
+    assert "uniflow needs 4.53: pip install" in uniflow("fit", *RECIPE).error
+
+
+def test_the_installed_version_and_the_pin() -> None:
+    assert version("jsonargparse").startswith(f"{SUPPORTED}.")
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
+    assert REQUIREMENT in project["dependencies"]
