@@ -161,6 +161,23 @@ def test_component_is_found_from_its_config_file(components: Path, resolve: Reso
     assert slot(resolve(*RECIPE, "-c", "elsewhere/more.yaml"), "--model.encoder") == fresh
 
 
+def test_data_is_found_from_its_config_file(project: Path, resolve: Resolve, uniflow: Callable[..., Any]) -> None:
+    """`data: ../data/x.yaml` in a recipe; the saved config.yaml has the content, not the path."""
+    (project / "elsewhere" / "data").mkdir(parents=True)
+    (project / "elsewhere" / "recipes").mkdir()
+    scenes = {"size": 32, "train_length": 24, "val_length": 6, "batch_size": 6, "num_workers": 0}
+    (project / "elsewhere/data/mine.yaml").write_text(yaml.safe_dump({"class_path": "Scenes", "init_args": scenes}))
+    (project / "elsewhere/recipes/more.yaml").write_text("data: ../data/mine.yaml")
+    options = (*RECIPE, "-c", "elsewhere/recipes/more.yaml", "--data.batch_size", "3")
+    data = resolve(*options)["data"]
+    assert data["class_path"] == "uniflow.data.Scenes"
+    assert data["init_args"].items() >= (scenes | {"batch_size": 3}).items()
+    result = uniflow("fit", *options, "--run", "runs/a", "--trainer.fast_dev_run", "false")
+    assert result.code == 0, result.err
+    saved = yaml.safe_load((project / "runs/a/config.yaml").read_text())
+    assert saved["data"] == data
+
+
 def test_same_class_and_arguments_alone_keep_the_rest(components: Path, resolve: Resolve) -> None:
     by_name = slot(resolve(*RECIPE, "--model.encoder", "SceneViT", "--model.encoder.depth", "4"), "--model.encoder")
     assert by_name["init_args"]["depth"] == 4
