@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from uniflow.cli import main
 from uniflow.tokenizer.summary import model_summary
 
-RECIPE = "configs/recipes/imagenet_dinov2_l14.yaml"
+RECIPE = "configs/recipes/imagenet.yaml"
 RESULTS = Path("docs/results.md")
 MARKER = "<!-- gpu_fit: the line below is written by benchmarks/gpu_fit.py -->"
 # Dense bf16 matrix products, by the vendor's datasheet.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +16,7 @@ from jsonargparse import _typehints
 from lightning.pytorch import LightningDataModule
 
 from uniflow.cli.parser import Parser
+from uniflow.cli.supported import REQUIREMENT, SUPPORTED
 from uniflow.tasks import TokenizerTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -158,6 +161,23 @@ def test_component_is_found_from_its_config_file(components: Path, resolve: Reso
     assert slot(resolve(*RECIPE, "-c", "elsewhere/more.yaml"), "--model.encoder") == fresh
 
 
+def test_data_is_found_from_its_config_file(project: Path, resolve: Resolve, uniflow: Callable[..., Any]) -> None:
+    """`data: ../data/x.yaml` in a recipe; the saved config.yaml has the content, not the path."""
+    (project / "elsewhere" / "data").mkdir(parents=True)
+    (project / "elsewhere" / "recipes").mkdir()
+    scenes = {"size": 32, "train_length": 24, "val_length": 6, "batch_size": 6, "num_workers": 0}
+    (project / "elsewhere/data/mine.yaml").write_text(yaml.safe_dump({"class_path": "Scenes", "init_args": scenes}))
+    (project / "elsewhere/recipes/more.yaml").write_text("data: ../data/mine.yaml")
+    options = (*RECIPE, "-c", "elsewhere/recipes/more.yaml", "--data.batch_size", "3")
+    data = resolve(*options)["data"]
+    assert data["class_path"] == "uniflow.data.Scenes"
+    assert data["init_args"].items() >= (scenes | {"batch_size": 3}).items()
+    result = uniflow("fit", *options, "--run", "runs/a", "--trainer.fast_dev_run", "false")
+    assert result.code == 0, result.err
+    saved = yaml.safe_load((project / "runs/a/config.yaml").read_text())
+    assert saved["data"] == data
+
+
 def test_same_class_and_arguments_alone_keep_the_rest(components: Path, resolve: Resolve) -> None:
     by_name = slot(resolve(*RECIPE, "--model.encoder", "SceneViT", "--model.encoder.depth", "4"), "--model.encoder")
     assert by_name["init_args"]["depth"] == 4
@@ -204,7 +224,28 @@ def test_what_is_replaced_in_jsonargparse_exists() -> None:
     """The doors of jsonargparse that `uniflow.cli.swap` goes through; if one moves, swaps would keep old arguments."""
     from uniflow.cli import swap
 
+    swap.install()
     assert _typehints.discard_init_args_on_class_path_change is swap._discard
     assert _typehints.ActionTypeHint.__call__ is swap._call
     assert _typehints.ActionTypeHint._check_type is swap._check_type
     assert _typehints.parse_value_or_config is swap._parse_value
+
+
+def test_another_jsonargparse_is_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsonargparse.__version__", "4.54.1")
+    expected = (
+        "jsonargparse 4.54.1 is installed, uniflow needs 4.53: pip install 'jsonargparse[signatures]>=4.53,<4.54'"
+    )
+    for command in ("fit", "plan"):
+        assert uniflow(command, *RECIPE).error == expected
+
+
+def test_other_signatures_are_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uniflow.cli.swap._FOUND", {})
+    assert "uniflow needs 4.53: pip install" in uniflow("fit", *RECIPE).error
+
+
+def test_the_installed_version_and_the_pin() -> None:
+    assert version("jsonargparse").startswith(f"{SUPPORTED}.")
+    project = tomllib.loads((CONFIGS.parent / "pyproject.toml").read_text())["project"]
+    assert REQUIREMENT in project["dependencies"]

@@ -68,10 +68,35 @@ def test_component_parses_in_its_slot(resolve: Resolve, file: Path) -> None:
     node: Any = resolve(*options, f"--{option}", str(file))
     for part in option.split("."):
         node = node["init_args"][part] if "class_path" in node else node[part]
-    assert content["class_path"].startswith(node["class_path"].partition(".")[0])
+    assert content["class_path"].rpartition(".")[2] == node["class_path"].rpartition(".")[2]
     for key, value in content.get("init_args", {}).items():
         if not isinstance(value, dict):  # a nested part gains its defaults
             assert node["init_args"][key] == value
+
+
+# Encoders of recipes/imagenet.yaml: what its header names -> the options, and what they change.
+IMAGENET = {
+    "OpenAI CLIP-L/14": ("clip_l14_openai", [], (224, 64)),
+    "SigLIP2-so400m/14": ("siglip2_so400m", [], (224, 64)),
+    "InternViT-300M/14": ("internvit_300m", ["--data.size", "448", "--data.batch_size", "16"], (448, 16)),
+}
+
+
+@pytest.mark.parametrize("encoder", IMAGENET)
+def test_encoders_on_imagenet(resolve: Resolve, encoder: str) -> None:
+    """The options that the recipe's header names change the encoder and, at 448 px, two numbers of the data."""
+    recipe = CONFIGS / "recipes" / "imagenet.yaml"
+    file, options, (size, batch_size) = IMAGENET[encoder]
+    line = " ".join(["--model.encoder", f"configs/encoders/{file}.yaml", *options])
+    assert encoder in recipe.read_text()
+    assert line in recipe.read_text()
+    plain = resolve("-c", str(recipe))
+    config = resolve("-c", str(recipe), "--model.encoder", str(CONFIGS / "encoders" / f"{file}.yaml"), *options)
+    assert config["model"]["init_args"].pop("encoder") != plain["model"]["init_args"].pop("encoder")
+    arguments = config["data"]["init_args"]
+    assert (arguments["size"], arguments["batch_size"]) == (size, batch_size)
+    plain["data"]["init_args"] |= {"size": size, "batch_size": batch_size}
+    assert config == plain
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import json
 from functools import partial
 
 import pytest
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from tiny import REGRESSION, fit, tiny_scenes, tiny_task
 
 from uniflow import Tokenizer
 from uniflow.callbacks import EMA, LatentStatistics
-from uniflow.tools.stats import SETTINGS, StatsTrainer
+from uniflow.tools.stats import SETTINGS, stats
 from uniflow.training import FusedAdamW
 
 
@@ -54,11 +54,11 @@ def test_two_processes_of_the_command_write_what_one_writes(tmp_path):
         folder = tmp_path / str(processes)
         tokenizer.save_pretrained(folder)
         strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
-        trainer = StatsTrainer(
+        trainer = Trainer(
             accelerator="cpu", devices=processes, strategy=strategy, **SETTINGS, enable_progress_bar=False
         )
         data = tiny_scenes(val_length=11, batch_size=batch)
-        trainer.stats(datamodule=data, tokenizer=str(folder))
+        stats(trainer, data, tmp_path, tokenizer=str(folder))
         found.append(Tokenizer.from_pretrained(folder).latent_statistics)
     alone, together = found
     assert together["count"] == alone["count"] == 11 * 16

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny import ENCODER, FLOW
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
-from uniflow.layers.cpu import fuse_attention, use_onednn
+from uniflow.layers.cpu import fuse_attention, onednn_is_faster, use_onednn
 
 
 @pytest.fixture
@@ -42,6 +43,42 @@ def test_onednn_computes_the_linear_layers_in_float32(tokenizer):
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert fast.state_dict().keys() == tokenizer.state_dict().keys()
+
+
+@torch.no_grad()
+def test_operations_of_onednn_are_counted(tokenizer):
+    images = torch.rand(2, 3, 16, 24)
+    totals = []
+    for model in (tokenizer, copy.deepcopy(tokenizer)):
+        if totals:
+            use_onednn(model)
+        with FlopCounterMode(display=False) as counter:
+            model.encode(images)
+        totals.append(counter.get_total_flops())
+    assert totals[0] == totals[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "faster"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("AuthenticAMD", "DEFAULT", False),
+        ("GenuineIntel", "AVX512", False),
+    ],
+)
+@pytest.mark.parametrize("linux", [True, False])
+def test_where_onednn_is_faster(monkeypatch, tmp_path, vendor, capability, faster, linux):
+    description = tmp_path / "cpuinfo"
+    if linux:
+        description.write_text(f"vendor_id : {vendor}\n")
+    monkeypatch.setattr("uniflow.layers.cpu.Path", lambda path: description)
+    monkeypatch.setattr("platform.processor", lambda: f"{vendor} Family 25")
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: True)
+    assert onednn_is_faster() == faster
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: False)
+    assert not onednn_is_faster()
 
 
 def test_onednn_keeps_away_from_gradients_autocast_and_other_types():

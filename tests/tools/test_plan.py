@@ -173,6 +173,17 @@ def test_command(uniflow: Callable[..., Any]) -> None:  # noqa: F811
     assert {p.name for p in Path().iterdir()}.isdisjoint({"runs", "lightning_logs"})
 
 
+def test_of_a_run(uniflow: Callable[..., Any]) -> None:  # noqa: F811
+    """Its config.yaml holds options that a plan does not use."""
+    assert uniflow("fit", "-c", "recipe.yaml", "--run", "runs/a", "--export", "null").code == 0
+    config = str(Path("runs/a/config.yaml"))
+    assert uniflow("plan", "-c", "recipe.yaml", "--json", "recipe.json").code == 0
+    assert uniflow("plan", "-c", config, "--json", "run.json").code == 0
+    assert uniflow("plan", "-c", config, "--ema", "null", "--json", "no_ema.json").code == 0
+    recipe, run, no_ema = (json.loads(Path(f"{name}.json").read_text()) for name in ("recipe", "run", "no_ema"))
+    assert run == recipe != no_ema
+
+
 def test_table(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     sizes = {str(depth): ["SceneViT", "--model.encoder.depth", str(depth)] for depth in (1, 2)}
     monkeypatch.setattr("uniflow.tools.plan.SIZES", sizes)
@@ -186,6 +197,8 @@ def test_table(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
+        (["--mfuu", "1"], "there is no option --mfuu; did you mean --mfu?"),
+        (["--model", "TokeniserTask"], "did you mean TokenizerTask?"),
         (["--mfu", "0"], "--mfu must lie in (0, 1]"),
         (["--devices", "0"], "--devices must be at least 1"),
         (["--device_tflops", "0"], "--device_tflops must be positive"),

@@ -86,6 +86,7 @@ def test_every_run_measures_them_unless_it_drops_them(uniflow: Uniflow) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--tokeniser", "x"), "there is no option --tokeniser; did you mean --tokenizer?"),
         ((), "name the folder of the tokenizer"),
         (("--tokenizer", "nowhere"), "no tokenizer at nowhere"),
         (("--run", "runs/none"), "no tokenizer at runs/none/tokenizer"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,12 +17,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from uniflow import callbacks
 from uniflow.callbacks.preemption import Preempted
-from uniflow.cli import progress, swap
+from uniflow.cli import progress
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
 from uniflow.cli.errors import UserError, raised_here, user_error_types, user_errors
 from uniflow.cli.parser import Parser
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
+from uniflow.cli.supported import check_jsonargparse
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_plugins
 from uniflow.tasks import FeatureTask, Pretraining, Task, TokenizerTask
@@ -74,8 +77,15 @@ def callback_options() -> dict[str, type[Callback]]:
 
 
 def prepare() -> None:
-    """What has to be done once before a `UniflowCLI` is made: quiet libraries, clean class swaps, short class names."""
+    """What has to be done once before a `UniflowCLI` is made: quiet libraries, clean class swaps, short class names.
+
+    Raises:
+        UserError: if the installed jsonargparse is not supported.
+    """
     quiet()
+    check_jsonargparse()
+    from uniflow.cli import swap  # imports private names, which other versions may not have
+
     swap.install()
     for package in PACKAGES:
         importlib.import_module(package)
@@ -84,11 +94,17 @@ def prepare() -> None:
 
 
 class UniflowCLI(LightningCLI):
-    """One subcommand of LightningCLI. See `docs/cli.md` for what it adds."""
+    """One subcommand of LightningCLI. See `docs/cli.md` for what it adds.
+
+    Args:
+        command: name of the command.
+        args: its command line.
+        run: whether the command is an entry point of the `Trainer`, to be run; else only the parts are built.
+    """
 
     folder: RunFolder
 
-    def __init__(self, command: str, args: list[str]) -> None:
+    def __init__(self, command: str, args: list[str], run: bool = True) -> None:
         self._command = command
         self.watch = StageWatch()
         super().__init__(
@@ -99,14 +115,15 @@ class UniflowCLI(LightningCLI):
             save_config_callback=None,  # RunFolder writes it, into the run's folder whatever the logger
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={"prog": "uniflow"},
-            args=[command, *args],
+            parser_kwargs={"prog": "uniflow" if run else f"uniflow {command}"},
+            args=[command, *args] if run else args,
+            run=run,
             auto_configure_optimizers=False,  # parameters appear in configure_model
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         # Only the one that is asked for: each costs half a second.
-        return {self._command: super().subcommands()[self._command]}
+        return {name: skip for name, skip in super().subcommands().items() if name == self._command}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run. Default: runs/TIME.")
@@ -159,8 +176,14 @@ class UniflowCLI(LightningCLI):
         return [callback for callback in chosen.values() if callback is not None]
 
     def _run_subcommand(self, subcommand: str) -> None:
-        try:
+        with self.run_errors():
             super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def run_errors(self) -> Iterator[None]:
+        """Turn what the user can put right, raised while the trainer runs, into `UserError`."""
+        try:
+            yield
         except SystemExit:
             if self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None

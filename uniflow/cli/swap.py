@@ -9,7 +9,8 @@ optimizers, data modules and callbacks alike:
 
 And `null` stays null: in an argument of a part it arrived as the text "None".
 
-Four functions of jsonargparse are wrapped for that; `tests/cli/test_swap.py` guards each of them.
+jsonargparse 4.53 has no public setting for any of this, so four of its private functions are wrapped. pyproject.toml
+therefore pins its minor version, `uniflow.cli.supported` checks it, and `tests/cli/test_swap.py` guards each function.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 from jsonargparse import Namespace, _typehints
 from jsonargparse._typehints import ActionTypeHint, NestedArg
 
 from uniflow.cli.candidates import class_problem
-from uniflow.cli.errors import UserError
+from uniflow.cli.supported import unsupported
 
 COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -35,7 +35,7 @@ _original_check_type = ActionTypeHint._check_type
 _original_parse_value = _typehints.parse_value_or_config
 
 
-# Parameters of the wrapped functions, as in jsonargparse 4.53; others would mean that they work differently now.
+# Parameters of the wrapped functions in jsonargparse 4.53. Other ones mean that the functions work differently.
 _EXPECTED = {
     "discard_init_args_on_class_path_change": ["parser_or_action", "prev_val", "value"],
     "_check_type": ["self", "value", "append", "cfg", "mode"],
@@ -48,13 +48,13 @@ _FOUND = {
 
 
 def install() -> None:
-    """Put the rules in the place of jsonargparse's. Idempotent.
+    """Replace jsonargparse's rules by these. Idempotent.
 
     Raises:
-        UserError: if the installed jsonargparse has other functions than those that are wrapped here.
+        UserError: if the wrapped functions of the installed jsonargparse take other parameters than expected.
     """
     if _FOUND != _EXPECTED:
-        raise UserError(f"jsonargparse {jsonargparse.__version__} is not supported; install jsonargparse 4.53")
+        raise unsupported()
     _typehints.discard_init_args_on_class_path_change = _discard
     ActionTypeHint.__call__ = _call  # type: ignore[method-assign]
     ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from types import MethodType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 
 def fuse_attention(module: nn.Module, fused: bool = True) -> int:
@@ -27,9 +30,9 @@ def fuse_attention(module: nn.Module, fused: bool = True) -> int:
 def use_onednn(module: nn.Module) -> int:
     """Compute a model's linear layers in float32 by oneDNN where PyTorch would take MKL, on CPUs and without gradients.
 
-    MKL leaves AMD's 512-bit units unused: oneDNN is 2.2 times as fast there. Both are float32 throughout and differ in
-    the order of sums. Calls with gradients, of another type, under autocast, compiled or on another device are as they
-    were.
+    MKL leaves AMD's 512-bit units unused: oneDNN is 2.2 times as fast there (`onednn_is_faster`). Both compute in
+    float32 throughout and differ in the order of sums. Calls with gradients, of another type, under autocast, compiled
+    or on another device do not change.
 
     Returns:
         How many layers there are.
@@ -39,11 +42,40 @@ def use_onednn(module: nn.Module) -> int:
     """
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         raise ValueError("use_onednn: this PyTorch was built without oneDNN")
+    _count_operations()
     layers = [m for m in module.modules() if type(m) is nn.Linear]
     for layer in layers:
         # A bound method, which deepcopy binds to the copy.
         layer.__dict__["forward"] = MethodType(_linear, layer)
     return len(layers)
+
+
+def onednn_is_faster() -> bool:
+    """Whether `use_onednn` is known to be faster here: on AMD processors with AVX-512, where PyTorch would take MKL.
+
+    MKL uses 256-bit instructions on AMD processors, oneDNN uses the 512-bit ones. Without AVX-512 both use 256 bits and
+    are equally fast (docs/benchmarks.md has both measurements); on Intel's processors MKL uses 512 bits, too.
+    """
+    backends = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    has_operator = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return backends and has_operator and torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd()
+
+
+def _count_operations() -> None:
+    """Let `FlopCounterMode` count oneDNN's operation, as it counts matrix products."""
+    operator = torch.ops.mkldnn._linear_pointwise
+    if operator not in flop_registry:
+        register_flop_formula(operator)(_linear_flop)
+
+
+def _linear_flop(x: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:
+    return 2 * x.numel() * weight[0]
+
+
+def _is_amd() -> bool:
+    description = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows the vendor
+    text = description.read_text(errors="replace") if description.is_file() else platform.processor()
+    return "AuthenticAMD" in text
 
 
 def _linear(self: nn.Linear, x: Tensor) -> Tensor:

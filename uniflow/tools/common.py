@@ -17,6 +17,8 @@ from uniflow.data.base import ImageDataModule, ResumableDataLoader
 from uniflow.data.images.folder import list_images
 from uniflow.data.images.reading import ImageReadError, read_image
 from uniflow.data.images.transforms import CenterCrop
+from uniflow.layers.cpu import onednn_is_faster, use_onednn
+from uniflow.tokenizer import Tokenizer
 
 
 def evaluation_batches(
@@ -57,6 +59,27 @@ def evaluation_batches(
 def pick_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     """The device that an option `device` stands for; "auto" is a GPU if there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def load_tokenizer(
+    path: str | Path, device: Literal["auto", "cpu", "cuda"] = "cpu", fast_cpu: bool = True
+) -> tuple[Tokenizer, str]:
+    """A tokenizer in evaluation mode, ready to run on a device.
+
+    Args:
+        path: as for `Tokenizer.from_pretrained`.
+        device: where it shall run; "auto" is a GPU if there is one.
+        fast_cpu: on a CPU, whether to compute linear layers by oneDNN where that is faster
+            (`uniflow.layers.cpu.onednn_is_faster`). Results differ in the last digits of float32.
+
+    Returns:
+        The tokenizer, and the device that it is on.
+    """
+    picked = pick_device(device)
+    tokenizer = Tokenizer.from_pretrained(path)
+    if fast_cpu and picked == "cpu" and onednn_is_faster():
+        use_onednn(tokenizer)
+    return tokenizer.to(picked), picked
 
 
 class _Pictures(Dataset):

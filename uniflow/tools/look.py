@@ -20,7 +20,7 @@ from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.metrics import image_digests, noise_for, psnr, ssim
 from uniflow.pictures.drawing import captioned_sheet, error_map, heat_map, pca_basis, pca_image, save_picture
 from uniflow.tokenizer import Tokenizer
-from uniflow.tools.common import pick_device
+from uniflow.tools.common import load_tokenizer
 
 GAIN = 4  # of the differences shown
 CHANNELS = 16  # of the latents shown
@@ -101,6 +101,7 @@ def look(
     steps: int = 1,
     size: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    fast_cpu: bool = True,
 ) -> None:
     """Show what a tokenizer makes of a picture: features, similarity, latents, errors; sheet and PNGs of its own each.
 
@@ -116,17 +117,18 @@ def look(
         size: short side in pixels to which the picture is resized first; by default the size that the encoder was
             pretrained at; 0 keeps the picture's own.
         device: where to compute; auto takes a GPU if there is one.
+        fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
 
     Raises:
         ValueError: if the picture cannot be read, there is no such layer or patch, or no teacher to be had.
     """
-    model = Tokenizer.from_pretrained(tokenizer).to(pick_device(device))
+    model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     side = model.encoder.spec.image_size if size is None else size
     pixels = read_image(image)
     if side:
         pixels = resize_short_side(pixels, side)
     original = first_encoder(model) if teacher else None
-    found = look_at(model, pixels.to(pick_device(device)), layers, patch, original, steps)
+    found = look_at(model, pixels.to(picked), layers, patch, original, steps)
     found.save(out)
     print(f"{found.panels['reconstruction'][0]} -> {out / 'look.png'}".replace("\n", ": "))
 

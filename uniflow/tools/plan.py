@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch import Trainer
 
-from uniflow.cli.app import UniflowCLI, callback_options, prepare
+from uniflow.cli.app import prepare
 from uniflow.cli.errors import UserError, user_errors
-from uniflow.core.imports import import_part
+from uniflow.cli.recipe_tool import RecipeTool
 from uniflow.encoders import VisionEncoder
 from uniflow.plan import FakeTask, memory_of, parts_of, training_hours
 from uniflow.plan.report import Plan, print_plan, print_table
@@ -36,174 +36,186 @@ SIZES = {
 def run_plan(args: list[str]) -> int:
     """Plan the fit of the options `args`, or with `--table true` one for each of `SIZES`."""
     prepare()
-    first = PlanCLI("plan", args)
-    options = first.options
-    plans = [first.plan] if not options.table else []
-    for name, encoder in SIZES.items() if options.table else ():
-        plans.append(PlanCLI("plan", [*args, "--model.encoder", *encoder], name).plan)
-    if options.table:
-        print_table(plans)
-    else:
-        print_plan(plans[0])
-    if options.json is not None:
-        content = [plan.plain() for plan in plans]
-        Path(options.json).write_text(json.dumps(content if options.table else content[0], indent=2) + "\n")
+    recipe = PlanCLI(args)
+    plan(recipe, **recipe.arguments)
     return 0
 
 
-class PlanTrainer(Trainer):
-    """A `Trainer` whose one entry point only names the options of `uniflow plan`."""
-
-    def plan(
-        self,
-        model: LightningModule | None = None,
-        datamodule: LightningDataModule | None = None,
-        batch_size: int | None = None,
-        devices: int | None = None,
-        image_size: int | None = None,
-        epoch_images: int | None = None,
-        mfu: float = 0.4,
-        device_tflops: float = 989.0,
-        table: bool = False,
-        json: str | None = None,
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Say what a fit would take, from its options alone: parameters, operations, memory a GPU, hours.
-
-        Args:
-            model: the task; its weights are not fetched.
-            datamodule: not used but for batch size, image size and the length of an epoch.
-            batch_size: images a GPU; that of the data by default.
-            devices: GPUs in all; those of the trainer by default, 1 for `auto`.
-            image_size: side in pixels; that of the data by default.
-            epoch_images: training images an epoch, if the data does not say.
-            mfu: model FLOP utilisation to compute hours with, in (0, 1].
-            device_tflops: 10^12 operations a second that a GPU can do at most; 989 is an H100's in dense bfloat16.
-            table: plan the recipe for four encoders of 0.3 to 6 billion parameters, one line each, in bf16-mixed.
-            json: file to write the plan to, too.
-            ckpt_path: not used.
-        """
-
-
-class PlanCLI(UniflowCLI):
-    """The options of `uniflow fit`, and those of `PlanTrainer.plan`; the result is `plan`.
+def plan(
+    recipe: PlanCLI,
+    batch_size: int | None = None,
+    devices: int | None = None,
+    image_size: int | None = None,
+    epoch_images: int | None = None,
+    mfu: float = 0.4,
+    device_tflops: float = 989.0,
+    table: bool = False,
+    json: str | None = None,
+) -> None:
+    """Say what a fit would take, from its options alone: parameters, operations, memory a GPU, hours.
 
     Args:
-        command: "plan".
-        args: the options.
-        name: what to call the plan; None is the encoder's class. With `table` and no name nothing is planned.
+        recipe: the task, and the options of its data and trainer.
+        batch_size: images a GPU; that of the data by default.
+        devices: GPUs in all; those of the trainer by default, 1 for `auto`.
+        image_size: side in pixels; that of the data by default.
+        epoch_images: training images an epoch, if the data does not say.
+        mfu: model FLOP utilisation to compute hours with, in (0, 1].
+        device_tflops: 10^12 operations a second that a GPU can do at most; 989 is an H100's in dense bfloat16.
+        table: plan the recipe for four encoders of 0.3 to 6 billion parameters, one line each, in bf16-mixed.
+        json: file that the plan is also written to.
+    """
+    _check(batch_size=batch_size, devices=devices, image_size=image_size, epoch_images=epoch_images)
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu must lie in (0, 1], not {mfu}")
+    if not device_tflops > 0:
+        raise UserError(f"--device_tflops must be positive, not {device_tflops}")
+    recipes = {name: recipe.with_encoder(encoder) for name, encoder in SIZES.items()} if table else {None: recipe}
+    settings: dict[str, Any] = {"precisions": (True,) if table else (False, True), "epoch_images": epoch_images}
+    settings |= {"batch_size": batch_size, "image_size": image_size, "devices": devices}
+    assumed = {"mfu": mfu, "device_tflops": device_tflops}
+    with user_errors():
+        plans = [make_plan(one, assumed, name=name, **settings) for name, one in recipes.items()]
+    if table:
+        print_table(plans)
+    else:
+        print_plan(plans[0])
+    if json is not None:
+        content = [one.plain() for one in plans]
+        Path(json).write_text(dumps(content if table else content[0], indent=2) + "\n")
+
+
+class PlanCLI(RecipeTool):
+    """The options of `uniflow fit`, and those of `plan`; the model is built without its weights, and nothing else.
+
+    Attributes:
+        data_options: arguments of the data module.
+        average: whether EMA keeps an average of the weights.
     """
 
-    plan: Plan
+    needs_model = True
 
-    def __init__(self, command: str, args: list[str], name: str | None = None) -> None:
-        self._name = name
-        super().__init__(command, args)
+    def __init__(self, args: list[str]) -> None:
+        self._args = args
+        super().__init__("plan", plan, args, skip={"recipe"})
 
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer_class = PlanTrainer
-        super().setup_parser(*args, **kwargs)
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        return {self._command: {"model", "datamodule"}}
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(PlanTrainer, "trainer")
-        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=False)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--weights_only", type=bool | None, help=argparse.SUPPRESS)  # every RUN/config.yaml has it
+    def with_encoder(self, options: list[str]) -> PlanCLI:
+        """The same options with another encoder."""
+        return PlanCLI([*self._args, "--table", "false", "--model.encoder", *options])
 
     def _set_seed(self) -> None:
         """Nothing is drawn."""
 
-    @property
-    def options(self) -> Namespace:
-        """The parsed options."""
-        return self.config[self._command]
-
     def before_instantiate_classes(self) -> None:
-        options = self.options
-        self._data = dict((options.get("data") or {}).get("init_args") or {})
-        self._ema = options.get("ema")
-        _check(options)
-        encoder = options.model.get("init_args", {}).get("encoder")
-        if encoder is not None:
-            encoder_class = import_part({"class_path": encoder.class_path}, VisionEncoder)
-            for name, value in encoder_class.unloaded_arguments().items():  # nothing is fetched
-                encoder.init_args[name] = value
-        for unused in ("data", *callback_options()):
-            options[unused] = None
+        options = self.config
+        self.data_options = dict((options.get("data") or {}).get("init_args") or {})
+        ema = options.get("ema")
+        self.average = ema is not None and (ema.get("init_args") or {}).get("decay", 1) > 0
+        _drop_weights(options.model)
+        super().before_instantiate_classes()
+        if options.table:  # the encoders of the table take the place of this one
+            options.model = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         return quiet_trainer()  # that of the options would look for its hardware
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        if self._name is None and self.options.table:
-            return
+    @property
+    def task(self) -> Task:
+        """The task that the recipe trains.
+
+        Raises:
+            UserError: if it is not a task of this package or a subclass.
+        """
         if not isinstance(self.model, Task):
             raise UserError(f"uniflow plan needs a uniflow.tasks.Task, not {type(self.model).__name__}")
-        with user_errors():
-            self.plan = self._make_plan(self.model)
-
-    def _make_plan(self, task: Task) -> Plan:
-        options, trainer = self.options, self.options.trainer
-        batch_size = _given(options.batch_size, self._data.get("batch_size"), "batch_size")
-        size = _given(options.image_size, self._data.get("size"), "image_size")
-        height, width = (size, size) if isinstance(size, int) else size
-        devices = options.devices or _count(trainer.get("devices")) * (trainer.get("num_nodes") or 1)
-        accumulate = trainer.get("accumulate_grad_batches") or 1
-        average = self._ema is not None and (self._ema.get("init_args") or {}).get("decay", 1) > 0
-        fake = FakeTask(task)
-        parts = parts_of(fake, (height, width))
-        memory = [
-            row
-            for mixed in (False, True)[options.table :]
-            for checkpointing in (False, True)
-            for row in memory_of(
-                fake, (batch_size, 3, height, width), devices=devices, mixed=mixed, checkpointing=checkpointing,
-                average=average, accumulate=accumulate > 1,
-            )
-        ]  # fmt: skip
-        gflop = sum(part.training_gflop for part in parts)
-        images = self._images(batch_size * devices * accumulate)
-        assumed = {"mfu": options.mfu, "device_tflops": options.device_tflops}
-        hours = None if images is None else training_hours(images, gflop, devices=devices, **assumed)
-        name = self._name or parts[0].kind
-        return Plan(name, (height, width), batch_size, devices, parts, gflop, memory, images, hours, assumed)
-
-    def _images(self, batch: int) -> int | None:
-        """Training images of the whole run, of which `batch` go into a step; None if that is not known."""
-        options, trainer = self.options, self.options.trainer
-        epoch = options.epoch_images or self._data.get("train_length") or self._data.get("epoch_length")
-        steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
-        ends = [steps * batch] if steps is not None and steps > 0 else []
-        if epochs is not None and epochs > 0:
-            if epoch is None:
-                return min(ends, default=None)
-            ends.append(epochs * epoch)
-        if not ends:
-            raise UserError("hours need an end of training: set trainer.max_steps or max_epochs")
-        return min(ends)
+        return self.model
 
 
-def _check(options: Namespace) -> None:
-    for name in ("batch_size", "devices", "image_size", "epoch_images"):
-        if options[name] is not None and options[name] < 1:
-            raise UserError(f"--{name} must be at least 1, not {options[name]}")
-    if not 0 < options.mfu <= 1:
-        raise UserError(f"--mfu must lie in (0, 1], not {options.mfu}")
-    if not options.device_tflops > 0:
-        raise UserError(f"--device_tflops must be positive, not {options.device_tflops}")
+def make_plan(
+    recipe: PlanCLI,
+    assumed: dict[str, float],
+    *,
+    name: str | None,
+    batch_size: int | None,
+    image_size: int | None,
+    devices: int | None,
+    epoch_images: int | None,
+    precisions: Sequence[bool],
+) -> Plan:
+    """The plan of one recipe.
+
+    Args:
+        recipe: the recipe.
+        assumed: `mfu` and `device_tflops` of the GPUs.
+        name: what to call the plan; None is the encoder's class.
+        batch_size, image_size, devices, epoch_images: as for `plan`; None is what the recipe says.
+        precisions: whether to plan memory for mixed precision, for each of them.
+
+    Raises:
+        UserError: if the recipe does not say what is not given.
+    """
+    trainer = recipe.config.trainer
+    batch_size = _given(batch_size, recipe.data_options.get("batch_size"), "batch_size")
+    size = _given(image_size, recipe.data_options.get("size"), "image_size")
+    height, width = (size, size) if isinstance(size, int) else size
+    devices = devices or _count(trainer.get("devices")) * (trainer.get("num_nodes") or 1)
+    accumulate = trainer.get("accumulate_grad_batches") or 1
+    fake = FakeTask(recipe.task)
+    parts = parts_of(fake, (height, width))
+    memory = [
+        row
+        for mixed in precisions
+        for checkpointing in (False, True)
+        for row in memory_of(
+            fake, (batch_size, 3, height, width), devices=devices, mixed=mixed, checkpointing=checkpointing,
+            average=recipe.average, accumulate=accumulate > 1,
+        )
+    ]  # fmt: skip
+    gflop = sum(part.training_gflop for part in parts)
+    epoch = epoch_images or recipe.data_options.get("train_length") or recipe.data_options.get("epoch_length")
+    images = _training_images(trainer, epoch, batch_size * devices * accumulate)
+    hours = None if images is None else training_hours(images, gflop, devices=devices, **assumed)
+    name = name or parts[0].kind
+    return Plan(name, (height, width), batch_size, devices, parts, gflop, memory, images, hours, assumed)
+
+
+def _drop_weights(options: Any) -> None:
+    """Let all encoders of a model's options, at any depth, be built without fetching weights."""
+    if not isinstance(options, Namespace):
+        return
+    path, arguments = options.get("class_path"), options.get("init_args")
+    cls = resolve_name(path) if isinstance(path, str) else None
+    if isinstance(cls, type) and issubclass(cls, VisionEncoder) and isinstance(arguments, Namespace):
+        for name, value in cls.unloaded_arguments().items():
+            arguments[name] = value
+    for value in vars(options).values():
+        _drop_weights(value)
+
+
+def _training_images(trainer: Namespace, epoch: int | None, batch: int) -> int | None:
+    """Training images of the whole run with `epoch` images an epoch and `batch` a step; None if that is not known."""
+    steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs")
+    ends = [steps * batch] if steps is not None and steps > 0 else []
+    if epochs is not None and epochs > 0:
+        if epoch is None:
+            return min(ends, default=None)
+        ends.append(epochs * epoch)
+    if not ends:
+        raise UserError("hours need an end of training: set trainer.max_steps or max_epochs")
+    return min(ends)
+
+
+def _check(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name} must be at least 1, not {count}")
 
 
 def _given(option: Any, of_data: Any, name: str) -> Any:
-    found = option if option is not None else of_data
-    if found is None:
+    value = option if option is not None else of_data
+    if value is None:
         raise UserError(f"the data does not say its {name}: give --{name} N")
-    return found
+    return value
 
 
 def _count(devices: Any) -> int:

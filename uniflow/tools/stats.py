@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.callbacks.statistics import split_batches
 from uniflow.cli import progress
-from uniflow.cli.app import UniflowCLI, callback_options, prepare
+from uniflow.cli.app import prepare
 from uniflow.cli.errors import UserError
+from uniflow.cli.recipe_tool import RecipeTool
 from uniflow.cli.rundir import RunFolder
 from uniflow.data.first import FirstImages, rank_share
 from uniflow.metrics import ChannelMoments
@@ -38,54 +37,52 @@ SETTINGS: dict[str, Any] = {
 def run_stats(args: list[str]) -> int:
     """Measure with the options `args`."""
     prepare()
-    StatsCLI("stats", args)
+    recipe = StatsCLI("stats", stats, args, skip={"trainer", "data", "run"})
+    with recipe.run_errors():
+        stats(recipe.trainer, recipe.datamodule, recipe.folder.path, **recipe.arguments)
     return 0
 
 
-class StatsTrainer(Trainer):
-    """A `Trainer` with one more entry point."""
+def stats(
+    trainer: Trainer,
+    data: LightningDataModule,
+    run: Path,
+    tokenizer: str | None = None,
+    ckpt_path: str | None = None,
+    split: Literal["val", "test"] = "val",
+    max_images: int | None = None,
+) -> None:
+    """Measure mean and standard deviation of a tokenizer's latents, and write them into its folder.
 
-    def stats(
-        self,
-        model: LightningModule | None = None,
-        datamodule: LightningDataModule | None = None,
-        tokenizer: str | None = None,
-        ckpt_path: str | None = None,
-        split: Literal["val", "test"] = "val",
-        max_images: int | None = None,
-    ) -> None:
-        """Measure mean and standard deviation of a tokenizer's latents, and write them into its folder.
+    Args:
+        trainer: runs the encoder over the images.
+        data: the images.
+        run: folder of the run; the card takes its recipe.
+        tokenizer: folder of the tokenizer, RUN/tokenizer by default, where RUN is `run`.
+        ckpt_path: checkpoint to measure instead (`last`, `best` or a path); its tokenizer is written into the
+            folder that `tokenizer` names, with the statistics.
+        split: whose images are measured.
+        max_images: at most this many images over all processes, the first ones; null is all of them.
 
-        Args:
-            model: not used: folder or checkpoint say what the tokenizer is.
-            datamodule: the images.
-            tokenizer: folder of the tokenizer, RUN/tokenizer by default, where RUN is `run`.
-            ckpt_path: checkpoint to measure instead (`last`, `best` or a path); its tokenizer is written into the
-                folder that `tokenizer` names, with the statistics.
-            split: whose images are measured.
-            max_images: at most so many images over all processes, the first ones; null is all of them.
+    Raises:
+        FileNotFoundError: if there is no tokenizer to measure.
+        ValueError: if there are no images.
+    """
+    folder = run / "tokenizer" if tokenizer is None else Path(tokenizer)
+    if ckpt_path is None and not (folder / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"no tokenizer at {folder}: name its folder with --tokenizer DIR")
 
-        Raises:
-            FileNotFoundError: if there is no tokenizer to measure.
-            ValueError: if there are no images.
-        """
-        assert tokenizer is not None  # StatsCLI gives it
-        assert datamodule is not None  # and so does the parser
-        folder = Path(tokenizer)
-        if ckpt_path is None and not (folder / CONFIG_NAME).is_file():
-            raise FileNotFoundError(f"no tokenizer at {folder}: name its folder with --tokenizer DIR")
+    def save(measured: Tokenizer) -> None:
+        if ckpt_path is None:
+            config = json.loads((folder / CONFIG_NAME).read_text())
+            write_config(folder, {**config, "latent_statistics": measured.latent_statistics})
+        else:
+            recipe, _ = read_run(run)
+            measured.save_pretrained(folder, model_card_kwargs={"recipe": recipe})
+        print(f"{_summary(measured)} -> {folder / CONFIG_NAME}")
 
-        def save(measured: Tokenizer) -> None:
-            if ckpt_path is None:
-                config = json.loads((folder / CONFIG_NAME).read_text())
-                write_config(folder, {**config, "latent_statistics": measured.latent_statistics})
-            else:
-                recipe, _ = read_run(Path(self.default_root_dir))
-                measured.save_pretrained(folder, model_card_kwargs={"recipe": recipe})
-            print(f"{_summary(measured)} -> {folder / CONFIG_NAME}")
-
-        source = Tokenizer.from_pretrained(ckpt_path or folder)
-        self.validate(LatentMeasurement(source, datamodule, split, max_images, save), verbose=False)
+    source = Tokenizer.from_pretrained(ckpt_path or folder)
+    trainer.validate(LatentMeasurement(source, data, split, max_images, save), verbose=False)
 
 
 class LatentMeasurement(LightningModule):
@@ -138,38 +135,22 @@ class LatentMeasurement(LightningModule):
             self._save(self.tokenizer)
 
 
-class StatsCLI(UniflowCLI):
-    """The options of `uniflow fit`, of which data, trainer and run are used, and those of `StatsTrainer.stats`."""
+class StatsCLI(RecipeTool):
+    """The options of `uniflow fit`, of which data, trainer and run are used, and those of `stats`."""
 
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer_class = StatsTrainer
-        super().setup_parser(*args, **kwargs)
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        return {self._command: {"model", "datamodule"}}
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(StatsTrainer, "trainer")
-        parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True, required=False)
-        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--weights_only", type=bool | None, help=argparse.SUPPRESS)  # every RUN/config.yaml has it
+    needs_data = True
 
     def before_instantiate_classes(self) -> None:
-        options = self.config[self._command]
+        super().before_instantiate_classes()
+        options = self.config
         if options.tokenizer is None and (options.run is None or options.ckpt_path is not None):
             raise UserError(
                 "name the folder of the tokenizer: --tokenizer DIR, or -c RUN/config.yaml for RUN/tokenizer"
             )
-        options.tokenizer = options.tokenizer or str(Path(options.run) / "tokenizer")
         options.run = options.run or str(Path(options.tokenizer).parent)
-        self.folder = RunFolder(self._command, options, self._parser(self._command))
+        self.folder = RunFolder(self._command, options, self.parser)
         if options.ckpt_path is not None:
             self.folder.prepare()
-        for unused in ("model", *callback_options()):
-            options[unused] = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer"), **SETTINGS}

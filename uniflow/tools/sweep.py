@@ -18,7 +18,7 @@ from uniflow.data.base import ImageDataModule
 from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests, noise_for, write_table
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.summary import model_summary
-from uniflow.tools.common import evaluation_batches, pick_device, print_rows
+from uniflow.tools.common import evaluation_batches, load_tokenizer, print_rows
 
 Start = Literal["zero", "random"]
 ANY_START = "any"  # of a decoder to which start and steps mean nothing
@@ -39,6 +39,7 @@ def sweep_steps(
     repeats: int = 5,
     protocol: ReconstructionProtocol | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    fast_cpu: bool = True,
 ) -> None:
     """Decode with several numbers of sampler steps, from zeros and from noise: quality, time and GFLOP of each.
 
@@ -60,6 +61,7 @@ def sweep_steps(
         repeats: how often a time is taken; the median counts.
         protocol: what to compute; by default PSNR and SSIM, and no metrics of sets.
         device: where to compute; auto takes a GPU if there is one.
+        fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
 
     Raises:
         ValueError: if neither pictures nor data are named, or both are, none can be read, or an option is out of range.
@@ -72,22 +74,22 @@ def sweep_steps(
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     steps, starts = sorted(set(steps)), list(dict.fromkeys(starts))
     protocol = protocol or ReconstructionProtocol(sets=())
-    place, names = pick_device(device), _names(tokenizers)
+    names = _names(tokenizers)
     rows: list[Row] = []
     settings: dict[str, Any] = {}
     for name, path in zip(names, tokenizers, strict=True):
-        model = Tokenizer.from_pretrained(path).to(place)
+        model, picked = load_tokenizer(path, device, fast_cpu)
         size = size or model.encoder.spec.image_size
         batches, crops = evaluation_batches(size, images, data, size, crop, batch_size, num_workers)
         evaluation = Evaluation(protocol)
         found = sweep_one(model, batches, evaluation, steps, starts, repeats)
         settings = evaluation.settings(**crops, steps=steps, starts=starts, precision="32-true")
         rows += [{"tokenizer": name, **row} for row in found]
-    print_rows(rows, f"{settings['num_images']} images, decoded on {place} in batches of up to {batch_size}")
+    print_rows(rows, f"{settings['num_images']} images, decoded on {picked} in batches of up to {batch_size}")
     print(f"protocol {fingerprint(settings)}")
     out.mkdir(parents=True, exist_ok=True)
     write_table(rows, out / "sweep.csv")
-    results = {"protocol/fingerprint": fingerprint(settings), "protocol/settings": settings, "device": place}
+    results = {"protocol/fingerprint": fingerprint(settings), "protocol/settings": settings, "device": picked}
     (out / "sweep.json").write_text(json.dumps({**results, "rows": rows}, indent=2) + "\n")
     try:
         plot_sweep(rows, out / "sweep.png", out / "sweep.svg")
