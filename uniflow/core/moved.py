@@ -55,6 +55,7 @@ RENAMED = {
     "Constant": "ConstantSchedule",
     "Cosine": "CosineSchedule",
     "Linear": "LinearSchedule",
+    "Uniform": "UniformWeighting",
 }
 
 
