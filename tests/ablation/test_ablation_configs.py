@@ -50,7 +50,7 @@ def test_documented(project: Path) -> None:
 def test_a_wrong_option_is_refused_before_anything_runs(project: Path, uniflow: Callable[..., Any]) -> None:
     for options, expected in {
         "{model.wieghting: Uniform}": "variant 'b': model: there is no argument 'wieghting'; did you mean weighting?",
-        "{model.weighting: Unifrom}": "no LayerWeighting is called 'Unifrom'; did you mean Uniform?",
+        "{model.weighting: Unifrom}": "no LayerWeighting is called 'Unifrom'; did you mean UniformWeighting?",
         "{trainer.max_steps: many}": "trainer.max_steps",
     }.items():
         Path("plan.yaml").write_text(f"base: recipe.yaml\nvariants: {{a: {{}}, b: {options}}}\n")

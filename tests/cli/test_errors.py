@@ -28,7 +28,7 @@ BAD_OPTIONS = {
     ),
     "misspelt schedule": (
         ["--model.distillation_weight", "Liner"],
-        ["model.distillation_weight", "Schedule", "Linear"],
+        ["model.distillation_weight", "Schedule", "did you mean LinearSchedule?"],
     ),
     "misspelt optimizer": (["--model.optimizer", "AdmW"], ["model.optimizer", "mean AdamW?", "FusedAdamW", "SGD"]),
     "misspelt task": (["--model", "TokeniserTask"], ["model", "did you mean TokenizerTask?"]),

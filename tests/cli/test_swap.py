@@ -229,6 +229,24 @@ def test_what_is_replaced_in_jsonargparse_exists() -> None:
     assert _typehints.ActionTypeHint.__call__ is swap._call
     assert _typehints.ActionTypeHint._check_type is swap._check_type
     assert _typehints.parse_value_or_config is swap._parse_value
+    assert _typehints.resolve_class_path_by_name is swap._resolve
+
+
+@pytest.mark.parametrize(
+    ("option", "old", "new"),
+    [
+        ("--model.weighting", "Uniform", "UniformWeighting"),
+        ("--model.distillation_weight", "Linear", "LinearSchedule"),
+        ("--model.distillation_weight", "Cosine", "CosineSchedule"),
+    ],
+)
+def test_old_short_names(project: Path, resolve: Resolve, option: str, old: str, new: str) -> None:
+    """By option and in a config file; an old name is never preferred to a class that has it."""
+    by_option = resolve(*RECIPE, option, old)
+    assert slot(by_option, option)["class_path"].endswith(f".{new}")
+    assert by_option == resolve(*RECIPE, option, new)
+    (project / "old.yaml").write_text(f"model: {{{option.rpartition('.')[2]}: {{class_path: {old}}}}}")
+    assert resolve(*RECIPE, "-c", "old.yaml") == by_option
 
 
 def test_another_jsonargparse_is_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

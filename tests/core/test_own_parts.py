@@ -149,7 +149,7 @@ class Typed(PixelDecoder):
     def loss(self, latents, images):
         return {}
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         return latents
 
 

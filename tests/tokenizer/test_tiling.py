@@ -1,5 +1,6 @@
 """Tiled decoding against decoding at once."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from tiny import ENCODER
 from torch import nn
 
+import uniflow.decoders
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
 from uniflow.decoders import PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
@@ -31,7 +33,7 @@ class LocalConv(PixelDecoder):
     def loss(self, latents, images):
         return {"l1": (self.decode(latents) - images).abs().mean()}
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         return self.layers(latents)
 
 
@@ -133,7 +135,7 @@ class Ramp(PixelDecoder):
     def loss(self, latents, images):
         return {}
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         self.calls += 1
         p = self.spec.patch_size
         return torch.full((len(latents), 3, latents.shape[-2] * p, latents.shape[-1] * p), float(self.calls - 1))
@@ -196,3 +198,38 @@ def test_bad_tiles_are_refused(tokenizer):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             tokenizer.decode(latents, **options)
+
+
+@pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
+def test_decode_hands_tiles_over(tokenizer):
+    """`decode(tile=...)` and `reconstruct(tile=...)` are `decode_tiled`, with every option."""
+    images = torch.rand(1, 3, 48, 48)
+    latents = tokenizer.encode(images)
+    tokenizer.set_latent_statistics(torch.full((8,), 0.5), torch.full((8,), 2.0), 10)
+    tiles = {"tile": 4, "overlap": 2, "global_context": True}
+    seeded = partial(torch.Generator().manual_seed, 3)
+
+    def same(tiled, **options):
+        return torch.equal(tiled, tokenizer.decode(latents, **tiles, generator=seeded(), **options))
+
+    for options in ({}, {"steps": 3}, {"clamp": False}, {"normalized": True}):
+        assert same(tokenizer.decode_tiled(latents, **tiles, generator=seeded(), **options), **options)
+        assert not options or not same(tokenizer.decode_tiled(latents, **tiles, generator=seeded()), **options)
+    assert same(tokenizer.reconstruct(images, **tiles, generator=seeded()))
+
+
+@pytest.mark.parametrize("tokenizer", ["flow"], indirect=True)
+def test_no_number_of_steps_is_the_decoders_own(tokenizer):
+    latents, noise = torch.randn(1, 8, 6, 6), torch.randn(1, 3, 48, 48)
+    tokenizer.decoder.steps = 3
+    for tile in (None, 4):
+        own, three, one = (tokenizer.decode(latents, steps=n, noise=noise, tile=tile) for n in (None, 3, 1))
+        assert torch.equal(own, three)
+        assert not torch.equal(own, one)
+
+
+def test_every_decoder_takes_no_number_of_steps():
+    for cls in (uniflow.decoders.PixelDecoder, *vars(uniflow.decoders).values()):
+        if inspect.isclass(cls) and issubclass(cls, uniflow.decoders.PixelDecoder):
+            for method in (cls.decode, cls.decode_context):
+                assert inspect.signature(method).parameters["steps"].default is None, cls

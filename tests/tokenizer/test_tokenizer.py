@@ -28,7 +28,7 @@ class MeanColour(PixelDecoder):
     def loss(self, latents, images):
         return {"colour": (self.decode(latents) - images).square().mean()}
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         colours = self.gain * self.to_rgb(latents)
         return nn.functional.interpolate(colours, scale_factor=self.spec.patch_size)
 

@@ -182,7 +182,7 @@ class Untraceable(PixelDecoder):
     def loss(self, latents, images):
         return {}
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         gain = self.gain if latents.mean() > 0 else -self.gain
         return gain * latents.new_ones(latents.shape[0], 3, latents.shape[2] * 8, latents.shape[3] * 8)
 
@@ -190,7 +190,7 @@ class Untraceable(PixelDecoder):
 class Random(Untraceable):
     """Draws noise and does not say so."""
 
-    def decode(self, latents, *, steps=1, noise=None, generator=None):
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
         return torch.rand(latents.shape[0], 3, latents.shape[2] * 8, latents.shape[3] * 8) * self.gain
 
 

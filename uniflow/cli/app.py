@@ -21,6 +21,7 @@ from uniflow.cli import progress
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
 from uniflow.cli.errors import UserError, raised_here, user_error_types, user_errors
 from uniflow.cli.parser import Parser
+from uniflow.cli.precision import warn_if_slow
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
 from uniflow.cli.supported import check_jsonargparse
@@ -164,7 +165,10 @@ class UniflowCLI(LightningCLI):
         if config.get("enable_model_summary") is not False and not any(isinstance(cb, ModelSummary) for cb in given):
             extra.append(callbacks.PartsSummary())
         settings = {**config, **self.folder.trainer_settings(config), **kwargs}
-        return self._instantiate_trainer(settings, extra)
+        trainer = self._instantiate_trainer(settings, extra)
+        if self._command == "fit":
+            warn_if_slow(trainer)
+        return trainer
 
     def _callbacks(self) -> list[Callback]:
         """The general callbacks and those of the task, as the options say."""

@@ -10,6 +10,8 @@ from typing import Any
 from jsonargparse._typehints import get_all_subclass_paths, get_subclass_types
 from jsonargparse._util import import_object
 
+from uniflow.core.moved import RENAMED
+
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -43,14 +45,18 @@ def _name_problem(name: str, bases: tuple[type, ...]) -> str | None:
     if name.endswith(FILE_SUFFIXES):
         return f"there is no file {name!r} with a {kind}"
     if "." not in name:
-        return None if name in known else f"no {kind} is called {name!r}{_suggestion(name, known)}"
+        return (
+            None
+            if name in known or RENAMED.get(name) in known
+            else f"no {kind} is called {name!r}{_suggestion(name, known)}"
+        )
     try:
-        found = import_object(name)
+        named = import_object(name)
     except (ImportError, AttributeError, ValueError) as error:
         return f"cannot import the {kind} {name!r} ({error}){_suggestion(name.rpartition('.')[2], known)}"
-    if inspect.isclass(found) and not issubclass(found, bases):
+    if inspect.isclass(named) and not issubclass(named, bases):
         return f"{name} is not a {kind}{_suggestion(name.rpartition('.')[2], known)}"
-    if inspect.isabstract(found):
+    if inspect.isabstract(named):
         return f"{name} is abstract{_suggestion('', known)}"
     return None
 
@@ -62,6 +68,8 @@ def known_classes(bases: Iterable[type]) -> list[str]:
 
 
 def _suggestion(name: str, known: list[str]) -> str:
+    starts = {full[: len(name)]: full for full in known}  # "Unifrom" is meant to be UniformWeighting
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or [starts[start] for start in difflib.get_close_matches(name, starts, n=1, cutoff=0.8)]
     guess = f"; did you mean {close[0]}?" if close else ";"
     return f"{guess} known: {', '.join(known) or 'none'}, or a class path such as my_package.MyClass"

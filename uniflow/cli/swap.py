@@ -7,9 +7,9 @@ optimizers, data modules and callbacks alike:
 - another class, or a component file (even of the same class), starts the slot afresh;
 - arguments without a class, and the same class named again, change only what they name.
 
-And `null` stays null: in an argument of a part it arrived as the text "None".
+And `null` stays null: in an argument of a part it arrived as the text "None". Old short names of classes keep working.
 
-jsonargparse 4.53 has no public setting for any of this, so four of its private functions are wrapped. pyproject.toml
+jsonargparse 4.53 has no public setting for any of this, so five of its private functions are wrapped. pyproject.toml
 therefore pins its minor version, `uniflow.cli.supported` checks it, and `tests/cli/test_swap.py` guards each function.
 """
 
@@ -26,6 +26,7 @@ from jsonargparse._typehints import ActionTypeHint, NestedArg
 
 from uniflow.cli.candidates import class_problem
 from uniflow.cli.supported import unsupported
+from uniflow.core.moved import RENAMED
 
 COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -33,17 +34,18 @@ _original_discard = _typehints.discard_init_args_on_class_path_change
 _original_call = ActionTypeHint.__call__
 _original_check_type = ActionTypeHint._check_type
 _original_parse_value = _typehints.parse_value_or_config
-
+_original_resolve = _typehints.resolve_class_path_by_name
 
 # Parameters of the wrapped functions in jsonargparse 4.53. Other ones mean that the functions work differently.
 _EXPECTED = {
     "discard_init_args_on_class_path_change": ["parser_or_action", "prev_val", "value"],
     "_check_type": ["self", "value", "append", "cfg", "mode"],
     "parse_value_or_config": ["value", "enable_path", "simple_types"],
+    "resolve_class_path_by_name": ["cls", "name"],
 }
 _FOUND = {
     function.__name__: list(inspect.signature(function).parameters)
-    for function in (_original_discard, _original_check_type, _original_parse_value)
+    for function in (_original_discard, _original_check_type, _original_parse_value, _original_resolve)
 }
 
 
@@ -59,6 +61,7 @@ def install() -> None:
     ActionTypeHint.__call__ = _call  # type: ignore[method-assign]
     ActionTypeHint._check_type = _check_type  # type: ignore[method-assign]
     _typehints.parse_value_or_config = _parse_value
+    _typehints.resolve_class_path_by_name = _resolve
 
 
 def _discard(parser_or_action: Any, previous: Any, value: Any) -> None:
@@ -106,6 +109,12 @@ def _parse_value(value: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(parsed, NestedArg) and "." in parsed.key and not isinstance(parsed.val, str):
         parsed = NestedArg(key=parsed.key, val=json.dumps(parsed.val))
     return parsed, path
+
+
+def _resolve(cls: Any, name: str) -> str:
+    """The class path of a short name; if there is no such class, that of the name it has now."""
+    path = _original_resolve(cls, name)
+    return _original_resolve(cls, RENAMED[name]) if path in RENAMED else path
 
 
 def read_component(value: Any) -> dict[str, Any] | None:

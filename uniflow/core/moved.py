@@ -64,6 +64,7 @@ RENAMED = {
     "Constant": "ConstantSchedule",
     "Cosine": "CosineSchedule",
     "Linear": "LinearSchedule",
+    "Uniform": "UniformWeighting",
 }
 
 

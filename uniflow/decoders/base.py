@@ -125,22 +125,21 @@ class PixelDecoder(Part):
 
         Args:
             context: (B, K, h, w), what `context` gave, or a window cut from it.
-            steps: as for `decode`; None leaves them to the decoder.
+            steps: as for `decode`.
             noise: as for `decode`, of the window's size.
             generator: as for `decode`.
 
         Returns:
             Images (B, 3, h * patch_size, w * patch_size), as `decode` gives them.
         """
-        chosen = {} if steps is None else {"steps": steps}
-        return self.decode(context, **chosen, noise=noise, generator=generator)
+        return self.decode(context, steps=steps, noise=noise, generator=generator)
 
     @abstractmethod
     def decode(
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -148,7 +147,7 @@ class PixelDecoder(Part):
 
         Args:
             latents: (B, C, h, w).
-            steps: sampler steps; a decoder that paints in one go ignores it.
+            steps: sampler steps; None is the decoder's own number. A decoder without a sampler ignores it.
             noise: standard normal start (B, 3, H, W) in place of a drawn one; ignored by deterministic decoders.
             generator: source of the drawn noise.
 

@@ -58,7 +58,7 @@ class DirectDecoder(PixelDecoder):
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:

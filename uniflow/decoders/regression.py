@@ -71,7 +71,7 @@ class RegressionDecoder(PixelDecoder):
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:

@@ -122,34 +122,66 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
 
         Args:
             latents: what `encode` gave, or a generator made.
-            steps: sampler steps of a flow decoder; None leaves them to the decoder.
+            steps: sampler steps of a flow decoder; None is the decoder's own number.
             noise: standard normal start, shaped as the images, in place of a drawn one.
             generator: source of the drawn noise.
             clamp: whether to cut the result to [0, 1].
             normalized: whether the latents are those of `encode(normalize=True)`.
-            tile: side in latents of tiles to decode one after another, for large images; None decodes all at once.
-            overlap: latents that neighbouring tiles share; None is a quarter of the tile.
-            global_context: whether the decoder's global part sees the whole image at once; see
-                `uniflow.tokenizer.tiling`.
+            tile, overlap, global_context: as for `decode_tiled`; a `tile` of None decodes all at once.
 
         Raises:
             ValueError: if the latents are not (B, C, h, w), the noise is misshapen, there is no step, no statistics to
                 undo the normalisation with, or an overlap that does not fit the tile.
         """
+        options: dict[str, Any] = {"steps": steps, "noise": noise, "generator": generator}
+        if tile is not None:
+            options |= {"overlap": overlap, "global_context": global_context, "clamp": clamp, "normalized": normalized}
+            return self.decode_tiled(latents, tile=tile, **options)
+        if overlap is not None or global_context:
+            raise ValueError("overlap and global_context are of tiles: give their side, tile")
+        images = self.decoder.decode(self._decodable(latents, normalized), **options)
+        return images.clamp(0, 1) if clamp else images
+
+    def decode_tiled(
+        self,
+        latents: Tensor,
+        *,
+        tile: int,
+        overlap: int | None = None,
+        global_context: bool = False,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        clamp: bool = True,
+        normalized: bool = False,
+    ) -> Tensor:
+        """`decode` by overlapping tiles: large images in bounded memory. See `uniflow.tokenizer.tiling`.
+
+        Args:
+            latents: (B, C, h, w), as for `decode`.
+            tile: side in latents of the tiles, which are decoded one after another.
+            overlap: latents that neighbouring tiles share; None is a quarter of the tile.
+            global_context: whether the decoder's global part sees the whole image at once.
+            steps, noise, generator, clamp, normalized: as for `decode`.
+
+        Returns:
+            Images (B, 3, h * patch_size, w * patch_size) in [0, 1].
+
+        Raises:
+            ValueError: as for `decode`.
+        """
+        latents = self._decodable(latents, normalized)
+        options: dict[str, Any] = {"steps": steps, "noise": noise, "generator": generator}
+        images = decode_tiled(
+            self.decoder, latents, tile=tile, overlap=overlap, global_context=global_context, **options
+        )
+        return images.clamp(0, 1) if clamp else images
+
+    def _decodable(self, latents: Tensor, normalized: bool) -> Tensor:
+        """Checked latents (B, C, h, w), as the decoder reads them."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents must be (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
-        if normalized:
-            latents = self.denormalize_latents(latents)
-        chosen = {} if steps is None else {"steps": steps}
-        options: dict[str, Any] = {**chosen, "noise": noise, "generator": generator}
-        if tile is not None:
-            tiles: dict[str, Any] = {"tile": tile, "overlap": overlap, "global_context": global_context}
-            images = decode_tiled(self.decoder, latents, **tiles, **options)
-        elif overlap is not None or global_context:
-            raise ValueError("overlap and global_context are of tiles: give their side, tile")
-        else:
-            images = self.decoder.decode(latents, **options)
-        return images.clamp(0, 1) if clamp else images
+        return self.denormalize_latents(latents) if normalized else latents
 
     def indices(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> codebook indices from 0 to codebook_size - 1, int64, (B, h, w, K) for K codebooks.

@@ -36,7 +36,7 @@ def decode_tiled(
         overlap: latents that neighbouring tiles share, below `tile`; None is a quarter of the tile. The last tile of
             a row or column may share more.
         global_context: whether a decoder's global part sees the whole picture at once.
-        steps: sampler steps of a flow decoder; None leaves them to the decoder.
+        steps: sampler steps of a flow decoder; None is the decoder's own number.
         noise: standard normal start (B, 3, H, W) in place of a drawn one.
         generator: source of the drawn noise.
 

@@ -98,7 +98,7 @@ def look(
     layers: Sequence[int] | None = None,
     patch: tuple[int, int] | None = None,
     teacher: bool = False,
-    steps: int = 1,
+    steps: int | None = None,
     size: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fast_cpu: bool = True,
@@ -113,7 +113,7 @@ def look(
         patch: row and column of the patch that all others are compared with, 0 = first; by default the middle one.
         teacher: whether to show the encoder that training started from, too; its weights come from where they came
             from then, as the tokenizer's config says.
-        steps: sampler steps of a flow decoder.
+        steps: sampler steps of a flow decoder; by default the decoder's own number.
         size: short side in pixels to which the picture is resized first; by default the size that the encoder was
             pretrained at; 0 keeps the picture's own.
         device: where to compute; auto takes a GPU if there is one.
@@ -140,7 +140,7 @@ def look_at(
     layers: Sequence[int] | None = None,
     patch: tuple[int, int] | None = None,
     teacher: VisionEncoder | None = None,
-    steps: int = 1,
+    steps: int | None = None,
 ) -> Look:
     """The pictures of `look`, for one image.
 
@@ -153,7 +153,7 @@ def look_at(
         layers: numbers of layers, 1 = first, -1 = last; four by default.
         patch: row and column of the encoder's grid; the middle by default.
         teacher: an encoder with as many layers, to compare with.
-        steps: sampler steps.
+        steps: sampler steps; None is the decoder's own number.
 
     Raises:
         ValueError: if there is no such layer or patch.
@@ -236,7 +236,9 @@ def first_encoder(tokenizer: Tokenizer) -> VisionEncoder:
     return build_part(config, VisionEncoder).eval().to(next(tokenizer.parameters()).device)
 
 
-def _reconstruction(tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps: int, view: _View) -> dict[str, Panel]:
+def _reconstruction(
+    tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps: int | None, view: _View
+) -> dict[str, Panel]:
     height, width = view.size
     p = tokenizer.patch_size
     noise = noise_for(image_digests(image[None]), (3, latents.shape[-2] * p, latents.shape[-1] * p))
@@ -245,9 +247,10 @@ def _reconstruction(tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps:
     quality = f"PSNR {psnr(painted, original).item():.2f} dB"
     if min(height, width) >= 11:  # SSIM's window
         quality += f", SSIM {ssim(painted, original).item():.3f}"
+    number = "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
     return {
         "original": (f"original, {width} x {height}\nframe: patch {view.patch}", view.frame(original[0])),
-        "reconstruction": (f"reconstruction, {steps} step{'s' if steps > 1 else ''}\n{quality}", painted[0]),
+        "reconstruction": (f"reconstruction{number}\n{quality}", painted[0]),
         "difference": (f"difference x {GAIN}", error_map(painted, original, GAIN)[0]),
     }
 

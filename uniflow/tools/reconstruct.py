@@ -22,7 +22,7 @@ def reconstruct(
     images: list[Path],
     tokenizer: str | Path = DEFAULT,
     out: Path = Path("reconstructions"),
-    steps: int = 1,
+    steps: int | None = None,
     size: int | None = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -38,7 +38,7 @@ def reconstruct(
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub; by default the small one
             in this package.
         out: folder for the pictures; NAME.png holds the original on the left, the reconstruction on the right.
-        steps: sampler steps of a flow decoder.
+        steps: sampler steps of a flow decoder; by default the decoder's own number.
         size: short side in pixels to which pictures are resized first; by default the size that the encoder was
             pretrained at; 0 keeps every picture's own size.
         seed: seed of the decoder's noise.

@@ -32,7 +32,7 @@ class MyDecoder(PixelDecoder):
         self,
         latents: Tensor,
         *,
-        steps: int = 1,
+        steps: int | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
