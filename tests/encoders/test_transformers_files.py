@@ -140,10 +140,10 @@ def test_unknown_name_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     message = error_of("nobody/nothing")
-    assert message.startswith("'nobody/nothing' is no local directory and not in the Hugging Face cache")
+    assert message.startswith("'nobody/nothing' is not a local directory and not in the Hugging Face cache")
     assert message.endswith("give a hub id or a directory with config.json, or the argument config")
     assert "weights null looks no further" in error_of("nobody/nothing", weights=None)
-    assert "'no/such/dir' is no local directory" in error_of("no/such/dir")
+    assert "'no/such/dir' is not a local directory" in error_of("no/such/dir")
 
 
 def test_null_asks_no_network(monkeypatch):

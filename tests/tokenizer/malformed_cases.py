@@ -377,8 +377,8 @@ def with_state(change):
     return changed
 
 
-UNSAFE = "no checkpoint that can be read safely"
-NONE = "no checkpoint of a uniflow tokenizer"
+UNSAFE = "not a checkpoint that can be read safely"
+NONE = "not a checkpoint of a uniflow tokenizer"
 cases(
     checkpoint,
     {
@@ -393,7 +393,7 @@ cases(
         "checkpoint: weights that are a list": (NONE, lambda old: {**old, "state_dict": [1]}),
         "checkpoint: an average that is a list": (NONE, lambda old: {**old, "ema": [1]}),
         "checkpoint: a config that is a list": (NONE, lambda old: {**old, "tokenizer": [1]}),
-        "checkpoint: weights that are numbers": ("no tensors", with_state(lambda tensor: 3)),
+        "checkpoint: weights that are numbers": ("not tensors", with_state(lambda tensor: 3)),
         "checkpoint: sparse weights": ("cannot be loaded", with_state(lambda tensor: tensor.to_sparse())),
         "checkpoint: weights without data": ("cannot be loaded", with_state(lambda tensor: tensor.to("meta"))),
         "checkpoint: a class in the current directory": (

@@ -159,4 +159,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _not_found(offline: bool) -> str:
     reach = "weights null looks no further" if offline else "the hub cannot be reached or has none"
-    return f"no local directory and not in the Hugging Face cache ({reach})"
+    return f"not a local directory and not in the Hugging Face cache ({reach})"

@@ -124,7 +124,7 @@ def fetch_directory(
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise FileNotFoundError(
             f"no tokenizer at {name}: neither a path here nor a valid name on the Hugging Face hub; give a directory "
-            f"with {CONFIG_NAME}, a checkpoint, organisation/name, or embedded, the tokenizer in the package"
+            f"with {CONFIG_NAME}, a checkpoint, a name such as organisation/name, or embedded for the packaged one"
         )
     files = [CONFIG_NAME, WEIGHTS_NAME]
     try:
