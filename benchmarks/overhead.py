@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread
 from benchmarks.models import Feed, Repeated, Sizes, make_task, make_trainer
 from uniflow.callbacks import TeacherGap
-from uniflow.cli.app import CALLBACKS
+from uniflow.cli.app import callback_options
 
 CYCLE = 10  # steps from one logged step to the next
 BARE = "the trainer without callbacks and logger"
@@ -72,7 +72,7 @@ def validation(sizes: Sizes, rounds: int, folder: Path) -> None:
 def _full(folder: Path) -> Trainer:
     """As the command line sets it up, for a step of training."""
     logger = TensorBoardLogger(str(folder), name="", version="", default_hp_metric=False)
-    callbacks = [cls() for cls in CALLBACKS.values()]
+    callbacks = [cls() for cls in callback_options().values()]
     return make_trainer(folder, callbacks, logger=logger, enable_checkpointing=True, log_every_n_steps=CYCLE)
 
 

@@ -12,7 +12,7 @@ import pytest
 from cli_fixtures import REPOSITORY, tiny_options, tiny_source, write_photos
 from PIL import Image
 
-from uniflow.cli.app import CALLBACKS
+from uniflow.cli.app import callback_options
 
 # Document -> the heading under which its commands stand; None is all of it.
 DOCUMENTS = {"README.md": "Swap anything", "docs/cli.md": None}
@@ -55,4 +55,4 @@ def test_commands(
 def test_callbacks_are_listed() -> None:
     """The table in docs/cli.md."""
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)`", (REPOSITORY / "docs/cli.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert rows == [(key, cls.__name__) for key, cls in CALLBACKS.items()]
+    assert rows == [(key, cls.__name__) for key, cls in callback_options().items()]

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from uniflow.callbacks import Preemption
-from uniflow.cli.app import CALLBACKS
+from uniflow.cli.app import callback_options
 
 Uniflow = Callable[..., Any]
 FIT = (
@@ -67,7 +67,8 @@ def test_stop_and_go_on(uniflow: Uniflow, signalling: None, options: tuple[str, 
         in (result := uniflow(*FIT, *options, *STOP, "3", "--run", "runs/a", "--ckpt_path", "auto")).err
     )
     assert result.code == 75, result.err
-    assert f"stopped by SIGTERM after step {step}; go on with --ckpt_path runs/a/last.ckpt, or auto" in result.err
+    assert f"stopped by SIGTERM after step {step}; the state is saved in runs/a/last.ckpt" in result.err
+    assert "go on with: uniflow fit -c runs/a/config.yaml --ckpt_path last" in result.err
     assert "Traceback" not in result.err
     assert last("a")["global_step"] == step
     assert last("a")["Scenes"]["samples"] == 4 * step * (2 if options else 1)
@@ -93,6 +94,28 @@ def test_in_a_validation_and_by_another_signal(uniflow: Uniflow, signalling: Non
     options = ("--trainer.callbacks.name", "SIGUSR2", "--preemption.signals", "[SIGUSR2]", "--run", "runs/b")
     assert uniflow(*FIT, *STOP, "3", *options, "--preemption.check_every", "4").code == 75
     assert last("b")["global_step"] == 4
+
+
+def test_ctrl_c_once_saves_and_says_how_to_go_on(uniflow: Uniflow, signalling: None) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    result = uniflow(*FIT, *STOP, "3", "--trainer.callbacks.name", "SIGINT", "--run", "runs/a")
+    assert result.code == 130, result.err
+    assert "stopped by Ctrl-C after step 3; the state is saved in runs/a/last.ckpt" in result.err
+    assert "go on with: uniflow fit -c runs/a/config.yaml --ckpt_path last" in result.err
+    assert last("a")["global_step"] == 3
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert uniflow("fit", "-c", "runs/a/config.yaml", "--ckpt_path", "last", "--trainer.callbacks", "null").code == 0
+
+
+def test_ctrl_c_twice_stops_at_once(uniflow: Uniflow, project: Path) -> None:
+    twice = SIGNALLING.replace("os.kill(", "os.kill(os.getpid(), signal.Signals[self.name]); os.kill(", 1)
+    (project / "signalling_twice.py").write_text(twice)
+    stop = [word.replace("signalling.", "signalling_twice.") for word in STOP]
+    result = uniflow(*FIT, *stop, "3", "--trainer.callbacks.name", "SIGINT", "--run", "runs/a")
+    assert result.code == 130, result.err
+    assert "Ctrl-C again stops at once" in result.err
+    assert "interrupted" in result.err
+    assert not Path("runs/a/last.ckpt").exists() or last("a")["global_step"] == 2
 
 
 def test_the_last_step_is_not_interrupted(uniflow: Uniflow, signalling: None) -> None:
@@ -125,9 +148,9 @@ def test_auto_is_refused_where_it_means_nothing(uniflow: Uniflow) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="'SIGNOTHING' is no signal of this system"):
+    with pytest.raises(ValueError, match="'SIGNOTHING' is not a signal of this system"):
         Preemption(["SIGNOTHING"])
     with pytest.raises(ValueError, match="check_every must be at least 1, got 0"):
         Preemption(check_every=0)
     # Of those callbacks that Lightning runs last of all: after those that change what is saved, such as EMA.
-    assert issubclass(CALLBACKS["preemption"], Checkpoint)
+    assert issubclass(callback_options()["preemption"], Checkpoint)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import save_file
 
 from uniflow.callbacks.hooks import hooks_of
+from uniflow.callbacks.side_job import side_job
 from uniflow.core.pixels import to_uint8
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.sharding.shard import is_sharded
@@ -40,7 +41,8 @@ class ImageGrid(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0 and not trainer.sanity_checking:
-            self._show(trainer, pl_module, batch, f"val_{trainer.global_step:07d}")
+            with side_job(trainer, "drawing images"):
+                self._show(trainer, pl_module, batch, f"val_{trainer.global_step:07d}")
 
     def on_test_batch_end(
         self,
@@ -52,7 +54,8 @@ class ImageGrid(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:
-            self._show(trainer, pl_module, batch, "test")
+            with side_job(trainer, "drawing images"):
+                self._show(trainer, pl_module, batch, "test")
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, batch: Any, name: str) -> None:
         task = hooks_of(pl_module)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from uniflow.callbacks.ema import EMA
 from uniflow.callbacks.hooks import tokenizer_of
+from uniflow.callbacks.side_job import side_job
 from uniflow.data.first import FirstImages, rank_share
 from uniflow.layers.precision import without_autocast
 from uniflow.metrics import ChannelMoments
@@ -57,11 +58,15 @@ class LatentStatistics(Callback):
         rank_zero_info(
             f"measuring mean and standard deviation of the latents ({self.split} split), which the tokenizer keeps"
         )
-        batches = split_batches(data, self.split)
-        share = rank_share(self.max_images, trainer.global_rank, trainer.world_size)
-        with _as_evaluated(trainer, pl_module):
-            moments = measure(tokenizer, FirstImages(batches, share)).compute()
-        tokenizer.set_latent_statistics(moments.mean, moments.std, moments.count)
+        with side_job(trainer, "measuring the latent statistics"):
+            batches = split_batches(data, self.split)
+            share = rank_share(self.max_images, trainer.global_rank, trainer.world_size)
+            with _as_evaluated(trainer, pl_module):
+                moments = measure(tokenizer, FirstImages(batches, share)).compute()
+            tokenizer.set_latent_statistics(moments.mean, moments.std, moments.count)
+            for checkpoint in trainer.checkpoint_callbacks:  # they are in the checkpoint too
+                if hasattr(checkpoint, "outdated"):
+                    checkpoint.outdated = True
 
 
 @torch.no_grad()

@@ -89,9 +89,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if os.environ.get("UNIFLOW_DEBUG"):
             traceback.print_exc()
         print(f"uniflow: error: {error}", file=sys.stderr)
-        return 2
+        return error.code
     except KeyboardInterrupt:
-        print("uniflow: interrupted", file=sys.stderr)
+        print("uniflow: interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,9 +26,12 @@ from uniflow.cli.precision import warn_if_slow
 from uniflow.cli.quiet import quiet
 from uniflow.cli.rundir import RunFolder, StageWatch
 from uniflow.cli.supported import check_jsonargparse
-from uniflow.core.errors import one_line
+from uniflow.core.disk import NoSpaceError
+from uniflow.core.errors import one_line, write_trace
+from uniflow.core.exit_codes import FAILED, NO_SPACE
 from uniflow.core.imports import import_plugins
 from uniflow.tasks import FeatureTask, Pretraining, Task, TokenizerTask
+from uniflow.training.trainer import is_dry_run
 
 # Callbacks of every run: top-level option -> class. `--KEY null` drops one, `--KEY.argument value` configures it.
 GENERAL_CALLBACKS: dict[str, type[Callback]] = {
@@ -58,7 +62,8 @@ def run(command: str, args: list[str]) -> int:
     """Run fit, validate, test or predict with the options `args`.
 
     Returns:
-        The exit code: 0 when it went through, 75 when a signal stopped it and its state is saved.
+        The exit code: 0 when it went through, 75 when a signal stopped it and its state is saved (130 for Ctrl-C),
+        1 for an error of the program or the machine, whose trace is in RUN/error.log.
     """
     prepare()
     try:
@@ -149,8 +154,13 @@ class UniflowCLI(LightningCLI):
         self.folder.prepare()
 
     def instantiate_classes(self) -> None:
-        with user_errors():
-            super().instantiate_classes()
+        try:
+            with user_errors():
+                super().instantiate_classes()
+        except BaseException:
+            if hasattr(self, "folder"):  # not of every tool
+                self.folder.lock.release()
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -180,8 +190,27 @@ class UniflowCLI(LightningCLI):
         return [callback for callback in chosen.values() if callback is not None]
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self.run_errors():
-            super()._run_subcommand(subcommand)
+        try:
+            with self.run_errors():
+                super()._run_subcommand(subcommand)
+            if subcommand == "fit" and not is_dry_run(self.trainer):
+                rank_zero_info(self.folder.results())
+        except Preempted as stop:
+            raise Preempted(f"{stop}; {self.folder.how_to_go_on()}", stop.code) from None
+        except UserError:
+            raise
+        except Exception as error:
+            if os.environ.get("UNIFLOW_DEBUG"):
+                raise
+            raise self._failure(subcommand, error) from error
+        finally:
+            self.folder.lock.release()
+
+    def _failure(self, subcommand: str, error: Exception) -> UserError:
+        """An error of the program or the machine as one line, its trace in the run's folder."""
+        log = write_trace(self.folder.path, error, self.trainer.global_rank)
+        go_on = f"; {self.folder.how_to_go_on()}" if subcommand == "fit" else ""
+        return UserError(f"{type(error).__name__}: {one_line(error, 1000)} (trace: {log}){go_on}", FAILED)
 
     @contextmanager
     def run_errors(self) -> Iterator[None]:
@@ -192,6 +221,8 @@ class UniflowCLI(LightningCLI):
             if self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
             raise
+        except NoSpaceError as error:
+            raise UserError(str(error), NO_SPACE) from error
         except user_error_types() as error:
             if not self.watch.running or isinstance(error, MisconfigurationException):
                 raise UserError(one_line(error)) from error

@@ -10,11 +10,15 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from uniflow.core.atomic import replacing
+from uniflow.core.disk import require_space
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta, read_tensors
+from uniflow.training.trainer import is_dry_run
 
 warning_cache = WarningCache()
 
@@ -31,6 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
+        require_space(Path(path), sum(t.nbytes for t in tree_leaves(checkpoint) if isinstance(t, Tensor)))
         with replacing(Path(path)) as new, open(new, "wb") as file:
             torch.save(checkpoint, file)
 
@@ -77,10 +82,14 @@ class LastCheckpoint(RunCheckpoint):
             enable_version_counter=False,
         )
 
+        self.outdated = False  # whether the state has changed since the last step, such as by statistics
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning's own hook writes only if nothing was ever written; the last steps would be missing.
-        if trainer.global_step > self._last_global_step_saved and not self._should_skip_saving_checkpoint(trainer):
+        new = trainer.global_step > self._last_global_step_saved or self.outdated
+        if new and not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING and not is_dry_run(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        self.outdated = False
 
 
 class BestCheckpoint(RunCheckpoint):

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from uniflow.core.disk import NoSpaceError
 from uniflow.core.errors import one_line
+from uniflow.core.exit_codes import BAD_INPUT, NO_SPACE
 
 # Lines of jsonargparse's reports that say how it tried, not what is wrong.
 _NOISE = re.compile(
@@ -28,7 +30,16 @@ _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 class UserError(Exception):
-    """Something that the user can put right; its text is the one line that is shown."""
+    """Something that the user can put right.
+
+    Args:
+        message: the one line that is shown.
+        code: the exit code.
+    """
+
+    def __init__(self, message: str, code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def readable_report(message: str) -> str:
@@ -68,5 +79,7 @@ def user_errors() -> Iterator[None]:
     """Turn what is raised for bad input into `UserError`."""
     try:
         yield
+    except NoSpaceError as error:
+        raise UserError(str(error), NO_SPACE) from error
     except user_error_types() as error:
         raise UserError(one_line(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from uniflow.cli.checkpoint import AtomicCheckpointIO
+from uniflow.cli.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from uniflow.cli.errors import UserError
 from uniflow.core.atomic import existing, recover, replacing
+from uniflow.core.lock import FolderLock
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
 from uniflow.training.trainer import is_dry_run
 
@@ -48,11 +50,13 @@ class RunFolder:
         if not self.named:
             config.run = _default_name()
         self.path = Path(config.run)
+        self.lock = FolderLock(self.path)
 
     def prepare(self) -> None:
         """Check that the folder and the checkpoint are as the command needs them."""
         checkpoint = self.config.get("ckpt_path")
         if self.command == "fit" and _process_rank() == 0:
+            self._lock()
             for name in SHORTHANDS:
                 recover(self.path / f"{name}.ckpt")
             recover(self.path / CONFIG)
@@ -64,6 +68,28 @@ class RunFolder:
             self._refuse_to_overwrite()
         else:
             rank_zero_info(f"no --ckpt_path: {self.command} takes the model as it is built, not as it was trained")
+
+    def _lock(self) -> None:
+        """Become the only writer of the folder, before anything in it is touched."""
+        if self.config.trainer.get("fast_dev_run"):
+            return
+        if (holder := self.lock.acquire()) is not None:
+            raise UserError(
+                f"{self.path} is being written by {holder}: wait for it, stop it, or choose another folder with --run"
+            )
+
+    def how_to_go_on(self) -> str:
+        """Where the work lies, and the command that continues it."""
+        config, last = shlex.quote(str(self.path / CONFIG)), self.path / "last.ckpt"
+        if not existing(last):
+            return f"nothing is saved in {self.path} yet"
+        return f"the run is in {self.path}; go on with: uniflow fit -c {config} --ckpt_path last"
+
+    def results(self) -> str:
+        """What a finished fit has left, and the command that tests it."""
+        names = [name for name in ("tokenizer", "best.ckpt", "last.ckpt") if (self.path / name).exists()]
+        config = shlex.quote(str(self.path / CONFIG))
+        return f"{self.path}: {', '.join(names)}; test it with: uniflow test -c {config} --ckpt_path last"
 
     def _last_if_any(self) -> str | None:
         if self.command != "fit":
@@ -140,6 +166,12 @@ class _SaveConfig(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's choice
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before all other callbacks: what they do at the end may fail, and the last steps are saved by then.
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, LastCheckpoint):
+                checkpoint.on_train_end(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not is_dry_run(trainer):

@@ -8,21 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from uniflow.core.disk import NoSpaceError, is_full
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or a folder to; it is renamed to `path` when the block ends.
 
-    If the block raises, `path` stays as it was. For one process; if several write one folder together, each writes into
-    `beside(path)`, and one of them calls `put_in_place` when all have finished.
+    If the block raises, `path` stays as it was, and nothing else is left; on a full disk `NoSpaceError` is raised. For
+    one process; if several write one folder together, each writes into `beside(path)`, and one of them calls
+    `put_in_place` when all have finished.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = beside(path)
     _remove(new)
     try:
         yield new
-    except BaseException:
+    except BaseException as error:
+        full = is_full(error, new)
         _remove(new)
+        if full and not isinstance(error, NoSpaceError):
+            raise NoSpaceError(path) from error
         raise
     put_in_place(path)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
+from pathlib import Path
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:
@@ -19,3 +21,12 @@ def one_line(error: BaseException, limit: int | None = None) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, for libraries that write pages; the name of its class without text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def write_trace(folder: Path, error: BaseException, rank: int = 0) -> Path:
+    """Append an exception's trace to FOLDER/error.log (error_rank{R}.log of other processes), and return the file."""
+    path = folder / ("error.log" if rank == 0 else f"error_rank{rank}.log")
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)) + "\n")
+    return path
