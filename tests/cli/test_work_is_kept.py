@@ -1,0 +1,113 @@
+"""What a run has done is saved, whatever fails beside it or after it."""
+
+import shutil
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniflow.callbacks import statistics
+from uniflow.core.atomic import replacing
+from uniflow.core.disk import NoSpaceError, mount_point
+
+FIT = ("fit", "-c", "recipe.yaml", "--trainer.max_steps", "2", "--run", "runs/a")
+FAILING = """
+from lightning.pytorch import Callback
+
+class Failing(Callback):
+    def on_train_end(self, trainer, pl_module):
+        raise KeyError("a callback of someone else")
+"""
+Usage = namedtuple("Usage", "total used free")
+
+
+def last_step():
+    return torch.load("runs/a/last.ckpt", weights_only=True)["global_step"]
+
+
+def test_statistics_that_fail_cost_nothing_else(uniflow, project, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no latents today")
+
+    monkeypatch.setattr(statistics, "measure", fail)
+    result = uniflow(*FIT)
+    assert result.code == 0, result.err
+    assert "measuring the latent statistics failed: RuntimeError: no latents today; the run goes on" in result.err
+    assert "Traceback" not in result.err
+    assert "no latents today" in Path("runs/a/error.log").read_text()
+    assert last_step() == 2
+    assert Path("runs/a/tokenizer/model.safetensors").is_file()
+
+
+def test_statistics_are_in_the_last_checkpoint(uniflow, project):
+    assert uniflow(*FIT).code == 0
+    assert "latent_statistics" in torch.load("runs/a/last.ckpt", weights_only=True)["tokenizer"]
+
+
+def test_the_last_steps_are_saved_before_anything_else_can_fail(uniflow, project):
+    (project / "failing_callback.py").write_text(FAILING)
+    result = uniflow(*FIT, "--trainer.callbacks", "failing_callback.Failing", "--checkpoint.every_n_epochs", "100")
+    assert result.code == 1
+    assert "KeyError: 'a callback of someone else' (trace: runs/a/error.log); the run is in runs/a" in result.error
+    assert "on_train_end" in Path("runs/a/error.log").read_text()
+    assert last_step() == 2
+
+
+def test_a_fit_says_where_its_work_lies(uniflow, project):
+    result = uniflow(*FIT)
+    assert "runs/a: tokenizer, best.ckpt, last.ckpt; test it with: uniflow test -c runs/a/config.yaml" in result.err
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(uniflow, project, monkeypatch):
+    assert uniflow(*FIT).code == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
+    more = [*FIT, "--trainer.max_steps", "4", "--ckpt_path", "last"]
+    result = uniflow(*more)
+    assert result.code == 74
+    assert f"no space left on {mount_point(Path('runs'))}, 1 MB needed" in result.error
+    assert last_step() == 2
+    assert not list(Path("runs/a").glob("*.part"))
+
+
+def test_a_library_that_fails_on_a_full_disk_is_understood(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="unexpected pos"), replacing(tmp_path / "file"):
+        raise RuntimeError("unexpected pos 64 vs 0")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 0))
+    with pytest.raises(NoSpaceError, match="no space left on"), replacing(tmp_path / "file"):
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    yield disk
+    subprocess.run(["umount", disk], check=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fit", "-c", "recipe.yaml", "--trainer.max_steps", "1", "--run", "{disk}/run"],
+        ["convert", "to-official", "{official}", "{disk}/out"],
+        ["consolidate", "runs/a/last.ckpt", "{disk}/out"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_disk_that_is_really_full(uniflow, project, small_disk, command, tmp_path):
+    assert uniflow(*FIT).code == 0
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(b"0" * (free - 65536))
+    official = Path(__file__).parents[1] / "fixtures" / "official_tiny"
+    result = uniflow(*(word.format(disk=small_disk, official=official) for word in command))
+    assert result.code != 0
+    if command[0] != "convert":
+        assert result.code == 74, result.err
+        assert f"no space left on {small_disk}" in result.error
+    assert not list(small_disk.rglob("*.part"))
