@@ -32,9 +32,9 @@ def test_statistics_that_fail_cost_nothing_else(uniflow, project, monkeypatch):
         raise RuntimeError("no latents today")
 
     monkeypatch.setattr(statistics, "measure", fail)
-    result = uniflow(*FIT)
+    with pytest.warns(UserWarning, match="measuring the latent statistics failed: RuntimeError: no latents today"):
+        result = uniflow(*FIT)
     assert result.code == 0, result.err
-    assert "measuring the latent statistics failed: RuntimeError: no latents today; the run goes on" in result.err
     assert "Traceback" not in result.err
     assert "no latents today" in Path("runs/a/error.log").read_text()
     assert last_step() == 2
@@ -108,6 +108,6 @@ def test_a_disk_that_is_really_full(uniflow, project, small_disk, command, tmp_p
     result = uniflow(*(word.format(disk=small_disk, official=official) for word in command))
     assert result.code != 0
     if command[0] != "convert":
-        assert result.code == 74, result.err
+        assert result.code == 74
         assert f"no space left on {small_disk}" in result.error
     assert not list(small_disk.rglob("*.part"))

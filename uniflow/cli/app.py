@@ -164,7 +164,8 @@ class UniflowCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        extra: list[Callback] = [self.watch, self.folder.saver()]
+        first: list[Callback] = [self.folder.saver(), self.watch]
+        extra = list(first)
         extra += self._callbacks()
         if config.get("enable_checkpointing") is False:
             extra = [cb for cb in extra if not isinstance(cb, Checkpoint)]
@@ -176,6 +177,9 @@ class UniflowCLI(LightningCLI):
             extra.append(callbacks.PartsSummary())
         settings = {**config, **self.folder.trainer_settings(config), **kwargs}
         trainer = self._instantiate_trainer(settings, extra)
+        callbacks_of_trainer: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Before the user's own: the saver saves before anything else can fail.
+        callbacks_of_trainer[:] = first + [callback for callback in callbacks_of_trainer if callback not in first]
         if self._command == "fit":
             warn_if_slow(trainer)
         return trainer
