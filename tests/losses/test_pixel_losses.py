@@ -76,7 +76,7 @@ def test_perceptual_keeps_its_network_out_of_the_module(weights, pair):
 
 def test_perceptual_refuses_what_it_cannot_use(weights, tmp_path, pair):
     vgg, alexnet = weights["vgg16"], weights["alexnet"]
-    with pytest.raises(FileNotFoundError, match=r"no such file: 'none.safetensors'; docs/decoders.md has the script"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: 'none.safetensors'; docs/decoders.md has a script"):
         Perceptual("none.safetensors")
     with pytest.raises(ValueError, match=r"no LPIPS for vgg16: missing or misshapen are features\.0\.weight.* more"):
         Perceptual(alexnet)

@@ -150,8 +150,8 @@ def test_each_damage_gives_one_clear_line(tmp_path, source, capsys, damage):
 
 def test_sources_that_are_none(tmp_path, capsys):
     for direction, place, message in [
-        ("official", tmp_path / "absent", "is no folder: give the one that holds config.json"),
-        ("official", OFFICIAL / "config.json", "is no folder"),
+        ("official", tmp_path / "absent", "is not a folder: give the one that holds config.json"),
+        ("official", OFFICIAL / "config.json", "is not a folder"),
         ("to-official", tmp_path / "absent", "no tokenizer at"),
         ("to-official", OFFICIAL, "format"),
         ("sideways", OFFICIAL, "'to-official'"),
