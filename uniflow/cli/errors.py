@@ -1,4 +1,4 @@
-"""One clear line for what the user can put right."""
+"""One clear line for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 class UserError(Exception):
-    """Something that the user can put right; its text is the one line that is shown."""
+    """An error that the user can fix; its text is the one line that is shown."""
 
 
 def readable_report(message: str) -> str:

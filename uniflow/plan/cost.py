@@ -73,8 +73,8 @@ def parts_of(fake: FakeTask, size: tuple[int, int]) -> list[Part]:
         kind = ", ".join(type(module).__name__ for module in modules)
         rows.append(Part(name, kind, trained, total - trained, forward, training))
         before += trained
-    own = {id(p) for p in task.parameters()}
-    frozen = sum(p.numel() for p in task.teacher.parameters() if id(p) not in own)
+    student = {id(p) for p in task.parameters()}
+    frozen = sum(p.numel() for p in task.teacher.parameters() if id(p) not in student)
     kind = type(task.teacher.encoder).__name__
     return [*rows, Part("teacher", kind, 0, frozen, encoder, encoder if distilled else 0.0)]
 
@@ -89,13 +89,13 @@ def _counted(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def training_hours(images: float, gflop: float, *, devices: int, device_tflops: float, mfu: float) -> float:
-    """Hours to train on so many `images`, with repetitions.
+    """Hours to train on `images` images, with repetitions.
 
     Args:
         images: images that all devices together are trained on.
         gflop: of a training step, for each image.
         devices: GPUs.
         device_tflops: 10^12 operations a second that one GPU can do at most, in the precision that is used.
-        mfu: share of that which training reaches (model FLOP utilisation).
+        mfu: share of `device_tflops` that training reaches (model FLOP utilisation).
     """
     return images * gflop / (devices * device_tflops * 1e3 * mfu) / 3600
