@@ -1,4 +1,4 @@
-"""One clear line for what the user can put right."""
+"""One clear line for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 class UserError(Exception):
-    """Something that the user can put right.
+    """An error that the user can fix.
 
     Args:
         message: the one line that is shown.
