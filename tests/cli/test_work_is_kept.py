@@ -97,6 +97,7 @@ def small_disk(tmp_path):
         ["fit", "-c", "recipe.yaml", "--trainer.max_steps", "1", "--run", "{disk}/run"],
         ["convert", "to-official", "{official}", "{disk}/out"],
         ["consolidate", "runs/a/last.ckpt", "{disk}/out"],
+        ["export", "runs/a/tokenizer", "{disk}/out"],
     ],
     ids=lambda command: command[0],
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
+from uniflow.core.disk import require_space
 from uniflow.core.errors import one_line
 from uniflow.tokenizer import Tokenizer
 
@@ -54,6 +55,9 @@ def export(
     if format != "torch":
         _require_onnx()
     model = Tokenizer.from_pretrained(tokenizer)
+    # Before writing: with a full disk the writers of these formats end the process, or leave half of a file.
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    require_space(out, 2 * weights + 2**20)
     out.mkdir(parents=True, exist_ok=True)
     for traced in trace(model, size=size, static_size=static_size, steps=steps, normalize=normalize):
         if format != "onnx":
