@@ -89,3 +89,11 @@ def test_it_is_planned(recipe, uniflow, tmp_path):
     assert names["source"]["trained"] == 0
     assert names["source"]["forward_gflop"] == names["source"]["training_gflop"] > 0
     assert names["mean_color"]["trained"] > 0
+
+
+def test_more_classes_than_the_head_has_are_refused_before_training(uniflow, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
+    recipe = page.split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("num_classes: 12", "num_classes: 3"))
+    result = uniflow("fit", "-c", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"))
+    assert result.error == "the data has 12 classes, LabelHead.num_classes is 3"

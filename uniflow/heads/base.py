@@ -35,6 +35,13 @@ class Head(nn.Module, ABC):
             raise ValueError(f"{type(self).__name__}.weight must not be negative, got {weight}")
         self.weight = weight
 
+    def check_data(self, data: Any) -> None:
+        """Called with the data module before training and evaluation; nothing by default.
+
+        Raises:
+            ValueError: if the head cannot be used with this data.
+        """
+
     @abstractmethod
     def forward(self, features: EncoderOutput) -> Tensor:
         """The prediction in float32, from features in float32."""

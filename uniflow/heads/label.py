@@ -30,6 +30,11 @@ class LabelHead(Head):
         self.num_classes = num_classes
         self.classifier = nn.Sequential(nn.LayerNorm(spec.embed_dim), nn.Linear(spec.embed_dim, num_classes))
 
+    def check_data(self, data: Any) -> None:
+        names = getattr(data, "class_names", None)
+        if names is not None and len(names) > self.num_classes:
+            raise ValueError(f"the data has {len(names)} classes, LabelHead.num_classes is {self.num_classes}")
+
     def forward(self, features: EncoderOutput) -> Tensor:
         """Logits, (B, num_classes)."""
         return self.classifier(features.hidden_states[-1].mean(dim=1)).float()

@@ -19,7 +19,7 @@ from uniflow.layers.cpu import fuse_attention
 from uniflow.layers.precision import full_precision, without_autocast
 from uniflow.metrics import Averages
 from uniflow.tasks.base import Stage, Task
-from uniflow.training.trainer import is_dry_run
+from uniflow.training.trainer import data_of, is_dry_run
 
 HeadFactory = Callable[[FeatureSpec], Head]
 
@@ -103,6 +103,7 @@ class FeatureTask(Task):
             return self.backbone(images)
 
     def on_fit_start(self) -> None:
+        self._check_data()
         self._source_to_device()
         plugin = self.trainer.precision_plugin
         if self.device.type == "cpu" and isinstance(plugin, MixedPrecision) and plugin.precision == "bf16-mixed":
@@ -131,6 +132,9 @@ class FeatureTask(Task):
         """The heads by name; without labels, those that need none."""
         heads = [(name, head) for name, head in self.heads.items() if isinstance(head, Head)]
         return [(name, head) for name, head in heads if labelled or not head.labels]
+
+    def on_test_start(self) -> None:
+        self._check_data()
 
     def on_validation_epoch_start(self) -> None:
         self._start_evaluation()
@@ -171,6 +175,10 @@ class FeatureTask(Task):
         yield Stage("source", [self.backbone], extract, in_graph=self.tune_source)
         for name, head in self.named_heads():
             yield Stage(name, [head], lambda head=head: head(results["features"]))  # type: ignore[misc]
+
+    def _check_data(self) -> None:
+        for _, head in self.named_heads():
+            head.check_data(data_of(self.trainer))
 
     def _source_to_device(self) -> None:
         if not self.tune_source:
