@@ -222,7 +222,7 @@ def test_an_evaluation_batch_without_readable_images_is_passed_over(flat: Path) 
 def test_training_without_one_readable_image_says_so(flat: Path) -> None:
     for path in flat.iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(RuntimeError, match="no readable image"):
+    with pytest.raises(ValueError, match="no readable image"):
         next(iter(folder(flat).train_dataloader()))
 
 
