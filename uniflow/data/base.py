@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +19,8 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from uniflow.data.collate import CollateError, collate
+from uniflow.data.collate import collate
+from uniflow.data.errors import DataError
 from uniflow.data.position import TrainPosition
 from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
 from uniflow.data.skipped import SkipLog
@@ -243,19 +247,40 @@ class ImageDataModule(LightningDataModule, ABC):
 class ResumableDataLoader(DataLoader):
     """A `DataLoader` that Lightning treats as resumable; it has no state, because the data module keeps the position.
 
+    Its workers end at once when the process ends, also after an error.
+
     Raises:
-        CollateError: if the samples of a batch do not fit together; one line, also if a worker raised it.
+        DataError: if the samples of a batch do not fit together, or none can be read; one line, also if a worker
+            raised it.
     """
+
+    _watched: weakref.ref[Any] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, because it starts at the first batch: Lightning asks for an iterator before it has restored its
         # state. An evaluation batch without a readable sample is None and is skipped.
+        readable = unreadable = 0
         try:
-            for batch in super().__iter__():
-                if batch is not None:
+            for batch in self._batches():
+                if batch is None:
+                    unreadable += 1
+                else:
+                    readable += 1
                     yield batch
-        except CollateError as error:  # from a worker its text is a whole traceback
-            raise CollateError(str(error).strip().rsplit("CollateError: ", 1)[-1]) from error
+        except DataError as error:  # from a worker its text is a whole traceback
+            raise type(error)(str(error).strip().rsplit(f"{type(error).__name__}: ", 1)[-1]) from error
+        if unreadable and not readable:
+            raise DataError("not one image of this split can be read; the log of skipped images says why")
+
+    def _batches(self) -> Iterator[Any]:
+        iterator: Any = super().__iter__()
+        if self.num_workers and (self._watched is None or self._watched() is not iterator):
+            self._watched = weakref.ref(iterator)
+            # After torch's own clean-up was registered, so that it runs first: torch waits 5 seconds for each worker.
+            end = partial(_end_workers, self._watched)
+            atexit.register(end)
+            Finalize(None, end, exitpriority=100)  # child processes of `multiprocessing` do not call `atexit`
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -271,9 +296,20 @@ def _outlive_signals(worker: int) -> None:
     the main process, or after two minutes.
     """
     if os.name == "posix":
+        signal.signal(signal.SIGALRM, lambda number, frame: os._exit(0))
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(120))
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(reference: weakref.ref[Any]) -> None:
+    """End the workers of a loader's iterator that is still there when the process ends."""
+    iterator = reference()
+    if iterator is None or os.name != "posix":
+        return
+    for worker in iterator._workers:
+        if worker._parent_pid == os.getpid() and worker.is_alive():
+            os.kill(worker.pid, signal.SIGALRM)  # see `_outlive_signals`
 
 
 class _Complete(Dataset):
@@ -293,9 +329,7 @@ class _Complete(Dataset):
             sample = self.dataset[SampleIndex((index + offset) % len(self), epoch, size)]
             if sample is not None:
                 return sample
-        raise RuntimeError(
-            f"no readable image among the {offset + 1} images from index {int(index)} on; see the skip log"
-        )
+        raise DataError(f"no readable image among the {offset + 1} images from index {int(index)} on; see the skip log")
 
 
 class _Batches(Dataset):
@@ -314,7 +348,7 @@ class _Batches(Dataset):
         if samples:
             return self.collate(samples)
         if self.world_size > 1:
-            raise RuntimeError(
+            raise DataError(
                 f"none of the evaluation images {indices} can be read, and a process cannot skip a whole batch "
                 "while others wait for it; remove the files named in the skip log or raise batch_size"
             )

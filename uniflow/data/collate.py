@@ -7,8 +7,10 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
+from uniflow.data.errors import DataError
 
-class CollateError(ValueError):
+
+class CollateError(DataError):
     """Samples that do not fit into one batch; the message names the field."""
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TextIO
 
+from uniflow.core.files import printable
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,6 +25,7 @@ class SkipLog:
 
     def add(self, split: str, name: str, reason: str) -> None:
         """Log that `name` of `split` was skipped; a name that is already logged is not written again."""
+        name, reason = printable(name), printable(reason)
         if (split, name) in self._known:
             return
         self._known.add((split, name))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uniflow.data.images.folder import list_images
+from uniflow.data.images.listing import list_images
 from uniflow.data.images.reading import read_image
 from uniflow.data.images.transforms import RandomResizedCrop, resize_short_side
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch.utils.data import Dataset, default_collate
 
 from uniflow.data.base import ImageDataModule, ResumableDataLoader
-from uniflow.data.images.folder import list_images
+from uniflow.data.images.listing import list_images
 from uniflow.data.images.reading import ImageReadError, read_image
 from uniflow.data.images.transforms import CenterCrop
 from uniflow.layers.cpu import onednn_is_faster, use_onednn

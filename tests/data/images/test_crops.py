@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     "flip": 0.25,
     "center_crop": 0.5,
     "buckets": [16, [24, 48]],
+    "max_pixels": 10000,
     "batch_size": 3,
     "num_workers": 1,
     "seed": 7,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from itertools import chain
@@ -14,7 +15,8 @@ import torch
 from lightning import LightningModule, Trainer
 from PIL import Image
 
-from uniflow.data.images.folder import ImageFolder, list_images, name_to_unit
+from uniflow.data.images.folder import ImageFolder, name_to_unit
+from uniflow.data.images.listing import list_images
 
 
 def paint(path: Path, value: int = 100) -> None:
@@ -222,7 +224,7 @@ def test_an_evaluation_batch_without_readable_images_is_passed_over(flat: Path) 
 def test_training_without_one_readable_image_says_so(flat: Path) -> None:
     for path in flat.iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(RuntimeError, match="no readable image"):
+    with pytest.raises(ValueError, match="no readable image"):
         next(iter(folder(flat).train_dataloader()))
 
 
@@ -236,3 +238,118 @@ def test_prediction_and_overfitting_run_in_lightning(flat: Path, tmp_path: Path)
     trainer(tmp_path, max_epochs=2, overfit_batches=2).fit(model, folder(flat))
     assert model.seen["train"][:8] == model.seen["train"][8:]
     assert len(model.seen["train"]) == 16
+
+
+def held_out(data: ImageFolder) -> dict[str, set[Path]]:
+    """The files of each split, by their real paths; no file is in two splits or twice in one."""
+    real = {s: [(folder / name).resolve() for name in found] for s, (folder, found) in data.split_files().items()}
+    everything = [path for paths in real.values() for path in paths]
+    assert len(set(everything)) == len(everything)
+    return {split: set(paths) for split, paths in real.items()}
+
+
+@pytest.mark.parametrize(
+    "spelling", ["held", "./held", "held/", "../photos/held", "link", "way/held", "{root}/held", "~/held"]
+)
+def test_what_is_held_out_is_never_trained_on(flat: Path, spelling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(flat))
+    for i in range(5):
+        paint(flat / "held" / f"{i}.png")
+    (flat / "link").symlink_to("held")
+    (flat / "way").symlink_to(".")
+    splits = held_out(folder(flat, val=spelling.format(root=flat)))
+    assert splits["val"] == set((flat / "held").iterdir())
+    assert len(splits["train"] | splits["test"]) == 60
+
+
+def test_folders_in_each_other_share_no_image(flat: Path) -> None:
+    for i in range(3):
+        paint(flat / "val" / "test" / f"{i}.png")
+        paint(flat / "val" / f"{i}.png")
+    splits = held_out(folder(flat, val="val", test="val/test"))
+    assert [len(splits[split]) for split in ("train", "val", "test")] == [60, 3, 3]
+    with pytest.raises(ValueError, match="both the validation and the test"):
+        folder(flat, val="val", test="./val/").setup()
+    with pytest.raises(ValueError, match=r"every image of .*photos \(train\) is held out"):
+        folder(flat, val=".").setup()
+
+
+def test_loops_and_second_names_are_passed_over(flat: Path, tmp_path: Path) -> None:
+    (flat / "a").mkdir()
+    (flat / "a" / "up").symlink_to(flat)
+    (flat / "b").symlink_to("a")
+    (flat / "c").symlink_to("b")
+    (flat / "a" / "again").symlink_to(flat / "a")
+    assert len(list_images(flat)) == 60
+    (flat / "a" / "link.png").symlink_to(flat / "000.png")
+    (flat / "a" / "hard.png").hardlink_to(flat / "001.png")
+    (tmp_path / "far").mkdir()
+    paint(tmp_path / "far" / "x.png")
+    for name in ("0far", "1far"):
+        (flat / name).symlink_to(tmp_path / "far")
+    with pytest.warns(UserWarning, match="photos: 2 names of images are links"):
+        images = list_images(flat)
+    assert images == sorted([*(f"{i:03d}.png" for i in range(60)), "0far/x.png"])
+
+
+def test_a_folder_that_cannot_be_read_is_named(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (flat / "closed").mkdir()
+    (flat / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path.rstrip("/").endswith(("closed", "lost+found")):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ValueError, match=r"the folder .*photos/closed/ cannot be read \(Permission denied\)"):
+        folder(flat).setup()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_odd_files_are_skipped_at_once_and_named(flat: Path, tmp_path: Path) -> None:
+    test = flat / "test"
+    paint(test / "good.png")
+    os.mkfifo(test / "pipe.png")
+    (test / "zero.png").symlink_to("/dev/zero")
+    (test / "lost.png").symlink_to("nowhere")
+    (test / "loop.png").symlink_to("loop.png")
+    with open(test / "sparse.png", "wb") as file:
+        file.truncate(20 * 10**9)
+    Image.new("1", (50, 30)).save(test / "large.png")
+    Path(os.fsdecode(bytes(test) + b"/\xff\xfe.png")).write_bytes(b"broken")
+    shutil.copy(test / "good.png", os.fsdecode(bytes(test) + b"/\xfe.png"))
+    run = tmp_path / "run"
+    model = Reader()
+    with pytest.warns(UserWarning, match="skipped: 7 test"):
+        trainer(run).test(model, folder(flat, max_pixels=1000))
+    lines = [line.split("\t") for line in (run / "skipped_images.log").read_text().splitlines()]
+    reasons = {line[1].rsplit("/", 1)[-1]: line[2] for line in lines}
+    assert reasons["\\udcff\\udcfe.png"].startswith("not an image")
+    assert "a named pipe" in reasons["pipe.png"]
+    assert "a device" in reasons["zero.png"]
+    assert "No such file" in reasons["lost.png"]
+    assert "symbolic links" in reasons["loop.png"]
+    assert "20.0 GB" in reasons["sparse.png"]
+    assert reasons["large.png"] == "50 x 30 pixels, more than 1,000 in all (max_pixels)"
+    assert [name for batch in folder(flat).test_dataloader() for name in batch["name"]] == [
+        "good.png",
+        "large.png",
+        "\\udcfe.png",
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_without_one_readable_image_is_refused(flat: Path, workers: int) -> None:
+    for i in range(9):
+        (flat / "val").mkdir(exist_ok=True)
+        (flat / "val" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"^not one image of this split can be read") as info:
+        list(folder(flat, num_workers=workers).val_dataloader())
+    assert "\n" not in str(info.value)
+    for path in flat.glob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"^no readable image among") as info:
+        list(folder(flat, num_workers=workers).train_dataloader())
+    assert "\n" not in str(info.value)

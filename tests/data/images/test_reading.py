@@ -50,6 +50,14 @@ CONVERTED = {
     "16-bit grey PNG": (encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0x80FF, np.uint16)), "PNG"), (128,) * 3),
     "16-bit grey TIFF": (encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0x4000, np.uint16)), "TIFF"), (64,) * 3),
     "32-bit of 16-bit range": (encoded(flat("I", 0x2000), "TIFF"), (32,) * 3),
+    "16-bit grey with a transparent value": (
+        encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0x1234, np.uint16)), "PNG", transparency=0x1234),
+        (255, 255, 255),
+    ),
+    "16-bit grey with another transparent value": (
+        encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0x4000, np.uint16)), "PNG", transparency=0x4001),
+        (64, 64, 64),
+    ),
     "palette": (encoded(flat("RGB", COLOUR).quantize(), "PNG"), COLOUR),
     "GIF": (encoded(flat("RGB", COLOUR).quantize(), "GIF"), COLOUR),
     "palette with transparency": (
@@ -162,12 +170,15 @@ def test_what_the_fast_decoder_refuses_is_left_to_pil(monkeypatch: pytest.Monkey
     assert read
 
 
-@pytest.mark.parametrize("orientation", range(9))
-def test_the_size_is_that_of_the_image_as_it_is_read(orientation: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "TIFF with JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_image_as_it_is_read(orientation: int, kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "image.jpg"
-    path.write_bytes(encoded(smooth(12, 20), "JPEG", exif=exif))
+    options: dict[str, Any] = {"exif": exif, **({"compression": "jpeg"} if "with" in kind else {})}
+    path.write_bytes(encoded(smooth(12, 20), kind.split(" ", 1)[0], **options))
+    assert image_size(path) == ((20, 12) if orientation > 4 else (12, 20))
     assert image_size(path) == tuple(read_image(path).shape[1:])
 
 
@@ -200,6 +211,10 @@ REFUSED = {
     "header only": (noise_jpeg()[:20], "."),
     "corrupt PNG": (encoded(flat("RGB", COLOUR), "PNG").replace(b"IDAT", b"IDAT\xff\xff\xff"), "Error"),
     "decompression bomb": (bomb(), "DecompressionBombError"),
+    "more pixels than allowed": (
+        encoded(Image.new("1", (1001, 1000)), "PNG"),
+        "1001 x 1000 pixels, more than 1,000,000",
+    ),
     "float": (encoded(flat("F", 0.5), "TIFF"), "no known range"),
     "32-bit": (encoded(flat("I", 1 << 20), "TIFF"), "no known range"),
 }
@@ -211,7 +226,7 @@ def test_what_cannot_be_read_is_refused_by_name(kind: str, tmp_path: Path) -> No
     path = tmp_path / "odd file.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageReadError, match=reason) as info:
-        read_image(path)
+        read_image(path, max_pixels=10**6)
     assert str(path) in str(info.value)
     assert "\n" not in str(info.value)
     assert str(pickle.loads(pickle.dumps(info.value))) == str(info.value)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
-from uniflow.data.images.reading import ImageReadError, image_size
+from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, image_size
 from uniflow.data.sampler import SampleIndex, TrainSampler, mix_seed
 
 SALT = 0x517E  # keeps the draws of sizes apart from those of crops
@@ -146,7 +146,7 @@ class BucketSampler(TrainSampler):
         return ", ".join(f"width / height {aspect:.2f}: {count}" for aspect, count in named)
 
 
-def read_sizes(folder: Path, names: Sequence[str], threads: int = 16) -> np.ndarray:
+def read_sizes(folder: Path, names: Sequence[str], max_pixels: int = MAX_PIXELS, threads: int = 16) -> np.ndarray:
     """Heights and widths (N, 2) of image files, from their headers; 1 x 1 for a file whose header cannot be read.
 
     With several processes each reads its share, and all get the whole table; all of them have to call this.
@@ -154,7 +154,7 @@ def read_sizes(folder: Path, names: Sequence[str], threads: int = 16) -> np.ndar
 
     def size(name: str) -> tuple[int, int]:
         try:
-            return image_size(folder / name)
+            return image_size(folder / name, max_pixels)
         except ImageReadError:  # the skip log names it once training reaches it
             return 1, 1
 

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from uniflow.data.base import ImageDataModule
 from uniflow.data.images.buckets import Buckets, BucketSampler
+from uniflow.data.images.reading import MAX_PIXELS
 from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import TrainSampler
 
@@ -35,6 +36,7 @@ class CroppedImages(ImageDataModule):
         flip: float = 0.5,
         center_crop: float = 0.875,
         buckets: list[int | tuple[int, int]] | None = None,
+        max_pixels: int = MAX_PIXELS,
         **loading: Any,
     ) -> None:
         """
@@ -46,13 +48,17 @@ class CroppedImages(ImageDataModule):
             center_crop: share of the short side that evaluation keeps.
             buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; each
                 batch has one of them. By default all have `size`. Evaluation always uses `size`.
+            max_pixels: images with more pixels than this are skipped and named in the log of skipped images; at most
+                178,956,970, PIL's own limit.
             loading: the arguments of `ImageDataModule`.
 
         Raises:
             ValueError: if a setting is out of range.
         """
         super().__init__(**loading)
-        self.size = size
+        if not 1 <= max_pixels <= MAX_PIXELS:
+            raise ValueError(f"{type(self).__name__}: max_pixels must be in 1 ... {MAX_PIXELS}, not {max_pixels}")
+        self.size, self.max_pixels = size, max_pixels
         self.buckets = Buckets(buckets, self.seed) if buckets is not None else None
         self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
         self.eval_crop = CenterCrop(size, center_crop)

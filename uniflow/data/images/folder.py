@@ -10,8 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import Dataset
 
+from uniflow.core.files import printable
 from uniflow.data.images.buckets import read_sizes
 from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.listing import list_images as list_images  # other modules import it from here
+from uniflow.data.images.listing import walk_images
 from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
 from uniflow.data.sampler import sample_generator
 
@@ -22,7 +25,8 @@ class ImageFolder(CroppedImages):
 
     The folders `train`, `val` and `test` of `root` are used if they exist. A missing split is taken from the training
     images by a hash of each file's name, so that a file stays in its split when others are added or removed. The three
-    splits never share a file.
+    splits never share a file, whatever it is called: an image of the test folder is not used for validation, and an
+    image of either is not trained on, also if folders lie in each other or are reached by links.
 
     Images in subfolders one level deep, two or more of them, get the subfolder's index in the sorted list as label.
     """
@@ -101,7 +105,7 @@ class ImageFolder(CroppedImages):
             return None
         if self._aspects is None:
             folder, names = self.split_files()["train"]
-            self._aspects = self.buckets.nearest_aspect(read_sizes(folder, names))
+            self._aspects = self.buckets.nearest_aspect(read_sizes(folder, names, self.max_pixels))
         return self._aspects
 
     def _settings(self) -> dict[str, Any]:
@@ -121,10 +125,19 @@ class ImageFolder(CroppedImages):
             raise ValueError(f"ImageFolder: {self.root} is not a folder; give a folder of images")
         train = self.root / "train" if (self.root / "train").is_dir() else self.root
         folders = self._folders()
-        taken = tuple(f"{f.relative_to(train).as_posix()}/" for f in folders.values() if f.is_relative_to(train))
-        names = [name for name in list_images(train) if not name.startswith(taken)]
+        splits: dict[str, tuple[Path, list[str]]] = {}
+        taken: set[int] = set()  # by the file itself, not its name: names can be spelled in many ways
+        for split, folder in (*folders.items(), ("train", train)):
+            images = walk_images(folder)
+            splits[split] = folder, [name for name in sorted(images) if images[name] not in taken]
+            if images and not splits[split][1]:
+                others = " or ".join(str(other) for other in folders.values() if other != folder)
+                raise ValueError(
+                    f"ImageFolder: every image of {folder} ({split}) is held out, because it is in {others}"
+                )
+            taken.update(images.values())
+        _, names = splits.pop("train")
         self.class_names = self._classes(names)
-        splits: dict[str, tuple[Path, list[str]]] = {s: (f, list_images(f)) for s, f in folders.items()}
         fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
         positions = np.array([name_to_unit(name) for name in names])
         is_test = positions < fractions["test"]
@@ -139,7 +152,7 @@ class ImageFolder(CroppedImages):
         folders: dict[str, Path] = {}
         for split in ("test", "val"):  # a folder that is given as the test set is not used for validation
             given = self.given[split]
-            folder = self.root / (given or split)
+            folder = self.root / Path(given or split).expanduser()
             if given and not folder.is_dir():
                 raise ValueError(f"ImageFolder: the {split} folder {folder} does not exist")
             if folder.is_dir() and (given or folder.resolve() not in {f.resolve() for f in folders.values()}):
@@ -150,7 +163,7 @@ class ImageFolder(CroppedImages):
 
     def _classes(self, names: list[str]) -> list[str] | None:
         parts = [name.split("/") for name in names]
-        classes = sorted({p[0] for p in parts if len(p) > 1})
+        classes = sorted({printable(p[0]) for p in parts if len(p) > 1})
         if self.labels and any(len(p) == 1 for p in parts):
             raise ValueError(f"ImageFolder: labels is true, but {self.root} has images outside of subfolders")
         looks_like_classes = len(classes) > 1 and all(len(p) == 2 for p in parts)
@@ -179,7 +192,7 @@ class ImageFiles(Dataset):
         numbers = {name: i for i, name in enumerate(module.class_names or [])}
         self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
         self.seed, self.skip_log = module.seed, module.skip_log
-        self.train_crop, self.eval_crop = module.train_crop, module.eval_crop
+        self.train_crop, self.eval_crop, self.max_pixels = module.train_crop, module.eval_crop, module.max_pixels
 
     def __len__(self) -> int:
         return len(self.names)
@@ -187,11 +200,11 @@ class ImageFiles(Dataset):
     def __getitem__(self, index: int) -> dict[str, object] | None:
         name = os.fsdecode(self.names[int(index)])
         training = self.split == "train"
+        path = os.path.join(self.folder, name)  # several times faster than pathlib
         try:
-            path = os.path.join(self.folder, name)  # several times faster than pathlib
-            image = read_image(path, name, self.train_crop.min_side if training else None)
+            image = read_image(path, name, self.train_crop.min_side if training else None, self.max_pixels)
         except ImageReadError as error:
-            self.skip_log.add(self.split, str(self.folder / name), error.reason)
+            self.skip_log.add(self.split, path, error.reason)
             return None
         if training:
             image = self.train_crop(image, sample_generator(self.seed, index), getattr(index, "size", None))
@@ -200,19 +213,7 @@ class ImageFiles(Dataset):
         sample: dict[str, object] = {"image": image}
         if self.targets is not None:
             sample["label"] = int(self.targets[int(index)])
-        return sample if training else sample | {"name": name}
-
-
-def list_images(folder: Path) -> list[str]:
-    """Sorted names of the image files below `folder`, relative to it, with "/"; hidden files are left out."""
-    names = []
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [f for f in folders if not f.startswith((".", "__MACOSX"))]
-        prefix = os.path.relpath(path, folder).replace(os.sep, "/")
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
-                names.append(file if prefix == "." else f"{prefix}/{file}")
-    return sorted(names)
+        return sample if training else sample | {"name": printable(name)}
 
 
 def name_to_unit(name: str) -> float:
@@ -221,4 +222,4 @@ def name_to_unit(name: str) -> float:
 
 
 def _class(name: str) -> str:
-    return name.split("/", 1)[0]
+    return printable(name.split("/", 1)[0])

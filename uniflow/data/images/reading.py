@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, features
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 from uniflow.core.errors import one_line
+from uniflow.core.files import open_regular, printable, read_bytes
 
 try:
     import simplejpeg
@@ -23,6 +29,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SIXTEEN_BIT_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 ORIENTATION = 0x0112  # the EXIF tag
+MAX_PIXELS = 2 * 89_478_485  # PIL's own limit; an image of this size takes half a gigabyte
+MAX_BYTES = 2**29
 
 # Two decoders built on libjpeg-turbo give identical pixels; with another library they may differ.
 FAST_JPEG = simplejpeg is not None and bool(features.check_feature("libjpeg_turbo"))
@@ -32,6 +40,7 @@ class ImageReadError(ValueError):
     """A file that cannot be read as an image; the message is "NAME: REASON" in one line."""
 
     def __init__(self, name: str, reason: str) -> None:
+        name = printable(name)
         super().__init__(f"{name}: {reason}")
         self.name = name
         self.reason = reason
@@ -41,7 +50,13 @@ class ImageReadError(ValueError):
         return type(self), (self.name, self.reason)
 
 
-def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, min_side: int | None = None) -> Tensor:
+def read_image(
+    source: str | os.PathLike[str] | bytes,
+    name: str | None = None,
+    min_side: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+) -> Tensor:
     """Read an image file as uint8 RGB.
 
     The EXIF orientation is applied. Grey, 1-bit, palette, CMYK, YCbCr and Lab images are converted, 16-bit channels
@@ -55,27 +70,25 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
         name: name of the file in errors; the path by default.
         min_side: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep this many
             pixels. This is faster, and close to a box filter; meant for training.
+        max_pixels: most pixels of an image, as its header says; at most `MAX_PIXELS`.
+        max_bytes: largest size of a file; larger ones are not read.
 
     Returns:
         The image, uint8 (3, H, W) in [0, 255].
 
     Raises:
-        ImageReadError: if the file is missing, empty, not an image, truncated or corrupt, has more than twice
-            `PIL.Image.MAX_IMAGE_PIXELS` pixels, or a number format without a known range.
+        ImageReadError: if the file is missing, not a regular file, empty, not an image, truncated or corrupt, too
+            large, or has a number format without a known range.
     """
     if isinstance(source, bytes):
         name, data = name or "image", source
     else:
         name = name or os.fspath(source)
-        try:
-            with open(source, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise ImageReadError(name, f"cannot be opened ({error.strerror or error})") from error
+        data = _read(source, name, max_bytes)
     if not data:
         raise ImageReadError(name, "the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _opened(io.BytesIO(data), name, max_pixels) as image:
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             pixels = _plain_jpeg(image, data)
@@ -91,19 +104,45 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None, 
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def image_size(source: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(source: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Height and width of an image file as `read_image` returns it, from the file's header.
 
     Raises:
-        ImageReadError: if the file cannot be opened or is not an image; the pixels are not checked.
+        ImageReadError: if the file cannot be opened, is not an image or has more than `max_pixels` pixels; the pixels
+            are not checked.
     """
+    name = os.fspath(source)
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with open_regular(source) as file, _opened(file, name, max_pixels) as image:
             width, height = image.size
+            if isinstance(image, TiffImageFile):  # some versions of PIL turn its size already
+                width, height = int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
             turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+    except ImageReadError:
+        raise
     except Exception as error:  # as in `read_image`
-        raise ImageReadError(os.fspath(source), f"{type(error).__name__}: {one_line(error)}") from error
+        raise ImageReadError(name, f"{type(error).__name__}: {one_line(error)}") from error
     return (width, height) if turned else (height, width)
+
+
+def _read(source: str | os.PathLike[str], name: str, max_bytes: int) -> bytes:
+    try:
+        return read_bytes(source, max_bytes)
+    except OSError as error:
+        raise ImageReadError(name, f"cannot be opened ({error.strerror or error})") from error
+
+
+@contextmanager
+def _opened(file: BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """The image of an open file, whose pixels are not yet read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
+        image = Image.open(file, formats=FORMATS)
+    with image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageReadError(name, f"{width} x {height} pixels, more than {max_pixels:,} in all (max_pixels)")
+        yield image
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
@@ -122,12 +161,12 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in SIXTEEN_BIT_GREY:
-        return _grey(np.asarray(image).astype(np.uint16))
+        return _grey(np.asarray(image).astype(np.uint16), image.info.get("transparency"))
     if image.mode == "I":  # 32-bit integers: a 16-bit file in some formats, otherwise without a known range
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ImageReadError(name, "32-bit integer pixels have no known range; save it as 8- or 16-bit")
-        return _grey(values.astype(np.uint16))
+        return _grey(values.astype(np.uint16), image.info.get("transparency"))
     if image.mode == "F":
         raise ImageReadError(name, "floating-point pixels have no known range; save it as 8- or 16-bit")
     if image.has_transparency_data:
@@ -136,5 +175,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy it
 
 
-def _grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+def _grey(values: np.ndarray, transparent: int | None) -> Image.Image:
+    """A 16-bit grey image as RGB; the value `transparent` becomes white."""
+    grey = (values >> 8).astype(np.uint8)
+    if transparent is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
