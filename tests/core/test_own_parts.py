@@ -7,6 +7,7 @@ from torch import nn
 
 from uniflow.core import imports
 from uniflow.core.imports import import_part
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.part import build_part, constructor_arguments
 from uniflow.decoders import PixelDecoder
 from uniflow.encoders import CLIP, SceneViT, VisionEncoder
@@ -125,7 +126,7 @@ class Handing(VisionEncoder):
 def test_arguments_are_found_behind_kwargs():
     assert {"variant", "weights", "tune"} <= constructor_arguments(CLIP).keys()
     assert constructor_arguments(SceneViT)["depth"][0].default == 6
-    assert constructor_arguments(SceneViT)["depth"][1] is int
+    assert constructor_arguments(SceneViT)["depth"][1] is PositiveInt
     assert "size" in constructor_arguments(Handing)
     assert "weights" not in constructor_arguments(Handing)
 

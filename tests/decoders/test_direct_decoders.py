@@ -101,8 +101,8 @@ def test_upsampling_starts_as_nearest_neighbour(factor):
         (ViTDecoder, {"loss": "l3"}, "ViTDecoder.loss must be one of l1, l2, got 'l3'"),
         (ConvDecoder, {"loss": "l3"}, "ConvDecoder.loss must be one of l1, l2, got 'l3'"),
         (ConvDecoder, {"groups": 5}, r"every stage, \[32, 16, 8\], got 5"),
-        (ConvDecoder, {"min_width": 64}, r"lie in \[1, width = 32\], got 64"),
-        (ConvDecoder, {"depth": 0}, "depth must be at least 1, got 0"),
+        (ConvDecoder, {"min_width": 64}, r"min_width must be at most width = 32, got 64"),
+        (ConvDecoder, {"depth": 0}, "depth must be an integer >= 1, got 0"),
     ],
     ids=str,
 )

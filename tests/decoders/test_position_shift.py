@@ -89,7 +89,7 @@ def test_both_embeddings_of_the_global_stage_are_moved_alike(monkeypatch):
 
 @pytest.mark.parametrize("cls", DECODERS)
 def test_settings_that_cannot_work_are_refused(cls):
-    with pytest.raises(ValueError, match="position_shift must be at least 0"):
+    with pytest.raises(ValueError, match="position_shift must be an integer >= 0"):
         cls(SPEC, **DECODERS[cls], position_shift=-1)
     with pytest.raises(ValueError, match="position_shift moves fixed position embeddings"):
         cls(SPEC, **DECODERS[cls], position_shift=4, learned_grid=(4, 4))

@@ -185,9 +185,9 @@ def test_more_layers_than_peft_matches_by_name():
         ({"lora_rank": 8}, "lora_rank is for tune 'lora', and tune is 'full'"),
         ({"lora_alpha": 8.0, "tune": 1}, "lora_alpha is for tune 'lora', and tune is 1"),
         ({"lora_targets": ["qkv"], "tune": "frozen"}, "lora_targets is for tune 'lora', and tune is 'frozen'"),
-        ({"tune": "lora", "lora_rank": 0}, "lora_rank must be an integer of at least 1, not 0"),
-        ({"tune": "lora", "lora_rank": 1.5}, "lora_rank must be an integer of at least 1, not 1.5"),
-        ({"tune": "lora", "lora_alpha": 0.0}, "lora_alpha must be positive, not 0.0"),
+        ({"tune": "lora", "lora_rank": 0}, "lora_rank must be an integer >= 1 or null, got 0"),
+        ({"tune": "lora", "lora_rank": 1.5}, "lora_rank must be an integer >= 1 or null, got 1.5"),
+        ({"tune": "lora", "lora_alpha": 0.0}, "lora_alpha must be a finite number > 0 or null, got 0.0"),
         (
             {"tune": "lora", "lora_targets": ["query"]},
             "lora_targets: the blocks have no linear layer 'query'; theirs are fc1, fc2, proj, qkv",

@@ -207,7 +207,7 @@ def test_refuses_sizes_beside_pretrained_weights(size):
         ({"name": "vit_base_patch16_224.webli"}, "timm has no model 'vit_base_patch16_224.webli'"),
         ({"name": "resnet18"}, "timm's 'resnet18' cannot be built as a ViT encoder"),
         ({"embed_dim": 33, "num_heads": 2}, "cannot be built as a ViT encoder of size"),
-        ({"depth": 0}, "depth must be at least 1, not 0"),
+        ({"depth": 0}, "depth must be an integer >= 1 or null, got 0"),
         ({"tune": 13}, "tune must be 'full', 'frozen', 'lora' or a number of last blocks from 1 to 12, not 13"),
         ({"tune": "half"}, "tune must be 'full'"),
         ({"tune": True}, "tune must be 'full'"),

@@ -85,7 +85,7 @@ def test_perceptual_refuses_what_it_cannot_use(weights, tmp_path, pair):
     (tmp_path / "a.pth").write_text("no tensors")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         Perceptual(str(tmp_path / "a.pth"))
-    with pytest.raises(ValueError, match=r"Perceptual\.weight must not be negative"):
+    with pytest.raises(ValueError, match=r"Perceptual\.weight must be a finite number >= 0"):
         Perceptual(alexnet, "alexnet", weight=-1)
     with pytest.raises(ValueError, match="alexnet needs images of at least 31 pixels a side, got 30 x 64"):
         Perceptual(alexnet, "alexnet")(torch.rand(1, 3, 30, 64), torch.rand(1, 3, 30, 64))
@@ -168,9 +168,9 @@ def test_adversarial_precision(pair):
 def test_adversarial_refuses_what_it_cannot_use(pair):
     with pytest.raises(ValueError, match="width must be a multiple of 8, got 12"):
         adversarial(width=12)
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="depth must be an integer >= 1, got 0"):
         adversarial(depth=0)
-    with pytest.raises(ValueError, match=r"Adversarial\.weight must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"Adversarial\.weight must be a finite number >= 0, got -1"):
         adversarial(weight=-1)
     with pytest.raises(ValueError, match="depth 6 needs images of at least 64 pixels a side, got 32 x 40"):
         adversarial(depth=6)(*pair)

@@ -153,8 +153,8 @@ def test_fit_exports_what_was_trained_and_test_probes_it(tmp_path: Path, batch: 
     [
         ({"heads": []}, "at least one head"),
         ({"heads": [partial(DepthHead, cells=3)]}, "must divide the patch size 8, got 3"),
-        ({"heads": [partial(DepthHead, weight=-1.0)]}, "must not be negative"),
-        ({"heads": [partial(HEADS["mask"], background_weight=-1.0)]}, "background_weight must not be negative"),
+        ({"heads": [partial(DepthHead, weight=-1.0)]}, "must be a finite number >= 0"),
+        ({"heads": [partial(HEADS["mask"], background_weight=-1.0)]}, "background_weight must be a finite number >= 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

@@ -189,7 +189,7 @@ def test_settings_of_crops_change_them(photographs: Path, setting: dict[str, Any
         (partial(PatchHead, SPEC, layers=[]), "different numbers from 1 to 2, not \\[\\]"),
         (partial(PatchHead, SPEC, layers=[3]), "different numbers from 1 to 2, not \\[3\\]"),
         (partial(PatchHead, SPEC, layers=[1, 1]), "different numbers from 1 to 2"),
-        (partial(PatchHead, SPEC, rank=0), "rank must be at least 1 or null, got 0"),
+        (partial(PatchHead, SPEC, rank=0), "rank must be an integer >= 1 or null, got 0"),
         (partial(TeacherHead, SPEC, partial(TEACHER, depth=3)), "teacher's num_layers is 3, the encoder's is 2"),
         (partial(UnlabelledCrops, "nowhere", sizes=[]), "sizes is empty"),
         (partial(UnlabelledCrops, "nowhere", batch_size=0), "must be at least 1"),

@@ -257,7 +257,7 @@ cases(
         "arguments: text for numbers": ("pixel_mean must be", argument("decoder", "pixel_mean", "grey")),
         "arguments: three numbers for two": ("learned_grid must be", argument("decoder", "learned_grid", [1, 2, 3])),
         "arguments: negative": ("channel", argument("bottleneck", "channels", -4)),
-        "arguments: zero": ("embed_dim must be at least 1", argument("encoder", "embed_dim", 0)),
+        "arguments: zero": ("embed_dim must be an integer >= 1 or null", argument("encoder", "embed_dim", 0)),
         "arguments: a width of nothing": ("PatchFlowDecoder", argument("decoder", "width", 0)),
         "arguments: another size": ("do not fit its config", argument("decoder", "width", 32)),
         "arguments: more channels": ("do not fit its config", argument("bottleneck", "channels", 8)),

@@ -29,7 +29,7 @@ class Codebook(nn.Module):
         dead_code_threshold: entries that are used less often than this are replaced by vectors of the batch.
 
     Raises:
-        ValueError: for numbers out of range, and for a learnable codebook with cosine.
+        ValueError: for a learnable codebook with cosine.
         ImportError: without vector-quantize-pytorch.
     """
 
@@ -47,13 +47,6 @@ class Codebook(nn.Module):
         dead_code_threshold: float,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"{user}.decay must lie in [0, 1), got {decay}")
-        if commitment_weight < 0 or dead_code_threshold < 0:
-            raise ValueError(
-                f"{user}.commitment_weight and dead_code_threshold must not be negative, got {commitment_weight} and "
-                f"{dead_code_threshold}"
-            )
         if learnable and cosine:
             raise ValueError(f"{user} has no learnable codebook with cosine: choose one of the two")
         self.commitment_weight = commitment_weight

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck, import_library
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderSpec
 
 # The library counts indices in float32, which holds integers up to here.
@@ -42,9 +43,9 @@ class FSQBottleneck(QuantizedBottleneck):
     def __init__(
         self,
         encoder: EncoderSpec,
-        levels: Sequence[int] = (8, 8, 8, 5, 5, 5),
-        num_codebooks: int = 1,
-        merge: int = 1,
+        levels: Sequence[PositiveInt] = (8, 8, 8, 5, 5, 5),
+        num_codebooks: PositiveInt = 1,
+        merge: PositiveInt = 1,
         **reads: Any,
     ) -> None:
         size = math.prod(levels)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
+from uniflow.core.numbers import NonNegativeFloat, PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.layers.precision import full_precision
 
@@ -40,12 +41,15 @@ class KLBottleneck(ProjectedBottleneck):
     normalize_last: ClassVar[bool] = True
 
     def __init__(
-        self, encoder: EncoderSpec, channels: int = 64, weight: float = 1e-6, merge: int = 1, **reads: Any
+        self,
+        encoder: EncoderSpec,
+        channels: PositiveInt = 64,
+        weight: NonNegativeFloat = 1e-6,
+        merge: PositiveInt = 1,
+        **reads: Any,
     ) -> None:
         super().__init__(encoder, channels, merge, **reads)
         self.record_defaults(ProjectedBottleneck)
-        if weight < 0:
-            raise ValueError(f"KLBottleneck.weight must not be negative, got {weight}")
         self.weight = weight
 
     def linear_start(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.layers.precision import full_dtype, full_precision
 
-Layers = Literal["last", "all"] | int | list[int | Literal["embeddings"]]
+Layers = Literal["last", "all"] | PositiveInt | list[int | Literal["embeddings"]]
 Fuse = Literal["sum", "concat", "learned"]
 Normalize = Literal["layer", "token"]
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 
 
@@ -23,7 +24,7 @@ class MLPBottleneck(ProjectedBottleneck):
         ValueError: if a number is below 1, or there is no such layer.
     """
 
-    def __init__(self, encoder: EncoderSpec, channels: int = 64, merge: int = 1, **reads: Any) -> None:
+    def __init__(self, encoder: EncoderSpec, channels: PositiveInt = 64, merge: PositiveInt = 1, **reads: Any) -> None:
         super().__init__(encoder, channels, merge, **reads)
         self.record_defaults(ProjectedBottleneck)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck.base import Bottleneck
 from uniflow.bottleneck.layers import Fuse, LayerFusion, Layers, Normalize, normalize_tokens
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec, LatentSpec
 from uniflow.layers import ExactLinear
 from uniflow.layers.init import preserve_variance_
@@ -45,18 +46,14 @@ class ProjectedBottleneck(Bottleneck):
     def __init__(
         self,
         encoder: EncoderSpec,
-        channels: int,
-        merge: int = 1,
+        channels: PositiveInt,
+        merge: PositiveInt = 1,
         layers: Layers = "last",
         fuse: Fuse = "concat",
         normalize: Normalize = "layer",
         shortcut: bool = False,
     ) -> None:
         super().__init__()
-        if channels < 1 or merge < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs at least 1 channel and merge >= 1, got {channels} channels, merge {merge}"
-            )
         self.spec = LatentSpec(channels=channels, patch_size=encoder.patch_size * merge)
         self.merge = merge
         self.fusion = LayerFusion(encoder, layers, fuse, normalize)

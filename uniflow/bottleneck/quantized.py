@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from uniflow.bottleneck.projection import ProjectedBottleneck
+from uniflow.core.numbers import Int2, PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.layers.precision import full_precision
 
@@ -38,13 +39,14 @@ class QuantizedBottleneck(ProjectedBottleneck):
     normalize_last: ClassVar[bool] = True
 
     def __init__(
-        self, encoder: EncoderSpec, channels: int, codebook_size: int, num_codebooks: int, merge: int, **reads: Any
+        self,
+        encoder: EncoderSpec,
+        channels: PositiveInt,
+        codebook_size: Int2,
+        num_codebooks: PositiveInt,
+        merge: PositiveInt,
+        **reads: Any,
     ) -> None:
-        if codebook_size < 2 or num_codebooks < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs at least 1 codebook of at least 2 entries, got {num_codebooks} of "
-                f"{codebook_size}"
-            )
         super().__init__(encoder, channels, merge, **reads)
         self.codebook_size, self.num_codebooks = codebook_size, num_codebooks
 

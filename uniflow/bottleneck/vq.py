@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from uniflow.bottleneck.codebook import Codebook
 from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck
+from uniflow.core.numbers import Int2, NonNegativeFloat, PositiveInt, UnitFloatBelow1
 from uniflow.core.specs import EncoderSpec
 
 
@@ -43,15 +44,15 @@ class VQBottleneck(QuantizedBottleneck):
     def __init__(
         self,
         encoder: EncoderSpec,
-        codebook_size: int = 4096,
-        codebook_dim: int = 32,
-        commitment_weight: float = 0.25,
-        decay: float = 0.99,
+        codebook_size: Int2 = 4096,
+        codebook_dim: PositiveInt = 32,
+        commitment_weight: NonNegativeFloat = 0.25,
+        decay: UnitFloatBelow1 = 0.99,
         learnable: bool = False,
         cosine: bool = False,
         kmeans_init: bool = True,
-        dead_code_threshold: float = 0.05,
-        merge: int = 1,
+        dead_code_threshold: NonNegativeFloat = 0.05,
+        merge: PositiveInt = 1,
         **reads: Any,
     ) -> None:
         super().__init__(encoder, codebook_dim, codebook_size, 1, merge, **reads)
@@ -115,17 +116,17 @@ class MultiVQBottleneck(QuantizedBottleneck):
     def __init__(
         self,
         encoder: EncoderSpec,
-        num_codebooks: int = 8,
-        codebook_size: int = 4096,
-        codebook_dim: int = 8,
+        num_codebooks: PositiveInt = 8,
+        codebook_size: Int2 = 4096,
+        codebook_dim: PositiveInt = 8,
         residual: bool = False,
-        commitment_weight: float = 0.25,
-        decay: float = 0.99,
+        commitment_weight: NonNegativeFloat = 0.25,
+        decay: UnitFloatBelow1 = 0.99,
         learnable: bool = False,
         cosine: bool = False,
         kmeans_init: bool = True,
-        dead_code_threshold: float = 0.05,
-        merge: int = 1,
+        dead_code_threshold: NonNegativeFloat = 0.05,
+        merge: PositiveInt = 1,
         **reads: Any,
     ) -> None:
         if residual and cosine:

@@ -8,11 +8,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from uniflow.core.numbers import CheckedNumbers, UnitFloatBelow1
 from uniflow.layers.precision import full_dtype
 from uniflow.sharding.shard import local, reshard
 
 
-class EMA(Callback):
+class EMA(CheckedNumbers, Callback):
     """Averages the trained parameters after each optimizer step; validation, test and export use the average.
 
     avg <- d avg + (1 - d) w with d = min(decay, (1 + n) / (10 + n)) after n steps, so that a short run is not stuck
@@ -26,9 +27,7 @@ class EMA(Callback):
         ValueError: for a decay outside [0, 1).
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA.decay must lie in [0, 1), got {decay}")
+    def __init__(self, decay: UnitFloatBelow1 = 0.999) -> None:
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._raw: list[Tensor] | None = None

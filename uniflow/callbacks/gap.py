@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from uniflow.core.distributed import gather_lists
+from uniflow.core.numbers import CheckedNumbers, CosineFloat, NonNegativeInt, PercentFloat
 from uniflow.encoders.base import EncoderOutput
 from uniflow.evaluation.chosen import ChosenImages, image_keys, with_classes
 from uniflow.evaluation.probing import classify, pooled, validation_features
@@ -21,7 +22,7 @@ from uniflow.training.trainer import is_dry_run
 _FEATURES = ("teacher", "student", "latent")
 
 
-class TeacherGap(Callback):
+class TeacherGap(CheckedNumbers, Callback):
     """Compares the student and the latents with the teacher, in validation and test, and warns of too wide a gap.
 
     Features are mean patch tokens, of every block for CKA and of the last for classification, and mean latents. The
@@ -50,18 +51,11 @@ class TeacherGap(Callback):
 
     def __init__(
         self,
-        online_images: int = 512,
-        max_images: int = 10_000,
-        alarm_below_cosine: float | None = 0.8,
-        alarm_knn_points: float | None = 10.0,
+        online_images: NonNegativeInt = 512,
+        max_images: NonNegativeInt = 10_000,
+        alarm_below_cosine: CosineFloat | None = 0.8,
+        alarm_knn_points: PercentFloat | None = 10.0,
     ) -> None:
-        for name, images in (("online_images", online_images), ("max_images", max_images)):
-            if images < 0:
-                raise ValueError(f"TeacherGap.{name} must be at least 0, got {images}")
-        if alarm_below_cosine is not None and not -1 <= alarm_below_cosine <= 1:
-            raise ValueError(f"TeacherGap.alarm_below_cosine must lie in [-1, 1] or be null, got {alarm_below_cosine}")
-        if alarm_knn_points is not None and not 0 <= alarm_knn_points <= 100:
-            raise ValueError(f"TeacherGap.alarm_knn_points must lie in [0, 100] or be null, got {alarm_knn_points}")
         self.online_images = online_images
         self.max_images = max_images
         self.alarm_below_cosine = alarm_below_cosine

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 
 from uniflow.callbacks.hooks import hooks_of
 from uniflow.callbacks.side_job import side_job
+from uniflow.core.numbers import CheckedNumbers, NonNegativeInt
 from uniflow.core.pixels import to_uint8
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.sharding.shard import is_sharded
 
 
-class ImageGrid(Callback):
+class ImageGrid(CheckedNumbers, Callback):
     """After each validation and test an image of the first batch, to TensorBoard and to `RUN/images/`.
 
     Its rows are the task's `image_rows`. Those of a tokenizer, from the top: originals; reconstructions, one row for
@@ -28,7 +29,7 @@ class ImageGrid(Callback):
         count: images to show; 0 switches the callback off.
     """
 
-    def __init__(self, count: int = 8) -> None:
+    def __init__(self, count: NonNegativeInt = 8) -> None:
         self.count = count
 
     def on_validation_batch_end(

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from uniflow.callbacks.ema import EMA
 from uniflow.callbacks.hooks import tokenizer_of
 from uniflow.callbacks.side_job import side_job
+from uniflow.core.numbers import CheckedNumbers, NonNegativeInt
 from uniflow.data.first import FirstImages, rank_share
 from uniflow.layers.precision import without_autocast
 from uniflow.metrics import ChannelMoments
@@ -20,7 +21,7 @@ from uniflow.tokenizer import Tokenizer
 from uniflow.training.trainer import data_of, evaluation_mode, has_split, is_dry_run
 
 
-class LatentStatistics(Callback):
+class LatentStatistics(CheckedNumbers, Callback):
     """At the end of fit: the latents' mean and standard deviation, channel by channel, into the tokenizer.
 
     Measured over all processes, in evaluation mode, without autocast, with the averaged weights if there is EMA: of
@@ -34,11 +35,9 @@ class LatentStatistics(Callback):
         ValueError: for another split or a negative number.
     """
 
-    def __init__(self, split: Literal["val", "test"] = "val", max_images: int | None = None) -> None:
+    def __init__(self, split: Literal["val", "test"] = "val", max_images: NonNegativeInt | None = None) -> None:
         if split not in ("val", "test"):
             raise ValueError(f"LatentStatistics.split must be val or test, got {split!r}")
-        if max_images is not None and max_images < 0:
-            raise ValueError(f"LatentStatistics.max_images must be at least 0, got {max_images}")
         self.split = split
         self.max_images = max_images
 

@@ -21,10 +21,20 @@ def class_problem(value: Any, typehint: Any) -> str | None:
     if not bases:
         return None
     for name in _class_names(value):
+        if _is_number(name):  # out of the range of `float | Schedule`
+            continue
         problem = _name_problem(name, bases)
         if problem is not None:
             return problem
     return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(".inf", "inf").replace(".nan", "nan"))  # YAML's spelling too
+    except ValueError:
+        return False
+    return True
 
 
 def _class_names(value: Any) -> list[str]:

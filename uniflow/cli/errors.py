@@ -12,8 +12,10 @@ from uniflow.core.exit_codes import BAD_INPUT, NO_SPACE
 
 # Lines of jsonargparse's reports that say how it tried, not what is wrong.
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*|Given value: .*"
+    r"(- )?Does not validate against any of the Union subtypes\W*|Subtypes: .*|Errors:"
+    r"|Given value type: .*|Given value: .*"
     r"|(- )?Expected a <class 'NoneType'>.*|(- )?Expected a path but .*|(- )?Problem with given class_path .*"
+    r"|(- )?Expected a dot import path string: .*|(- )?Unexpected import path format: .*"
     r"|(- )?Expected a List.*|(- )?Expected a list.*|Type \S.* expects a function or a callable class:"
 )
 _MARKUP = [
@@ -82,4 +84,6 @@ def user_errors() -> Iterator[None]:
     except NoSpaceError as error:
         raise UserError(str(error), NO_SPACE) from error
     except user_error_types() as error:
-        raise UserError(one_line(error)) from error
+        # A constructor's error, reported by jsonargparse with the whole config.
+        nested = "Does not validate against" in str(error)
+        raise UserError(readable_report(str(error)) if nested else one_line(error)) from error

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
-import typing
 from abc import ABC
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from uniflow.core.errors import one_line
 from uniflow.core.imports import class_path, import_part
+from uniflow.core.numbers import bound_arguments, check_numbers, constructor_arguments, describe, fits
 from uniflow.core.specs import EncoderSpec, LatentSpec
 
 
@@ -21,8 +20,9 @@ class Part(nn.Module, ABC):
     """Base class of encoders, bottlenecks, decoders and pixel losses.
 
     A part's constructor takes plain values (numbers, strings, booleans, lists, dataclasses of them) besides the spec of
-    the part before it. They are recorded as `init_args`, and `part_config` turns them into the `class_path` /
-    `init_args` form that LightningCLI's YAML also uses.
+    the part before it. Numbers have to be in the range of their annotation (`uniflow.core.numbers`). The
+    values are recorded as `init_args`, and `part_config` turns them into the `class_path` / `init_args` form that
+    LightningCLI's YAML also uses.
 
     Attributes:
         init_args: the arguments that the part was built with, by name, defaults included.
@@ -36,17 +36,9 @@ class Part(nn.Module, ABC):
     entry_points: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        recorded = bound_arguments(cls, args, kwargs)
+        check_numbers(cls, recorded)
         self = super().__new__(cls)
-        # Partial: deepcopy calls __new__ without arguments and restores __dict__ afterwards.
-        bound = inspect.signature(cls.__init__).bind_partial(self, *args, **kwargs)
-        bound.apply_defaults()
-        recorded: dict[str, Any] = {}
-        for name, value in list(bound.arguments.items())[1:]:
-            kind = bound.signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_KEYWORD:
-                recorded.update(value)
-            elif kind is not inspect.Parameter.VAR_POSITIONAL:
-                recorded[name] = value
         object.__setattr__(self, "init_args", recorded)
         return self
 
@@ -117,22 +109,6 @@ def own_class(part: nn.Module) -> type:
     return next(c for c in type(part).__mro__ if not any(b.__name__ == "FSDPModule" for b in (c, *c.__bases__)))
 
 
-def constructor_arguments(cls: type[Part]) -> dict[str, tuple[inspect.Parameter, Any]]:
-    """The arguments of a part's constructor and of those that it passes `**kwargs` on to: name -> parameter, type."""
-    arguments: dict[str, tuple[inspect.Parameter, Any]] = {}
-    for constructor in [vars(base)["__init__"] for base in cls.__mro__ if "__init__" in vars(base)]:
-        try:
-            hints = typing.get_type_hints(constructor)
-        except NameError:  # names that only a type checker sees
-            hints = {}
-        parameters = inspect.signature(constructor).parameters
-        for name, parameter in parameters.items():
-            arguments.setdefault(name, (parameter, hints.get(name, Any)))
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            break
-    return arguments
-
-
 def build_part(config: Mapping[str, Any], base: type[PartT], *spec: Any, **overrides: Any) -> PartT:
     """Build the part that `config` describes.
 
@@ -170,27 +146,8 @@ def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: 
     """Refuse values of a wrong type. Constructors do not check them: usually the command line's parser does."""
     for name, value in arguments.items():
         parameter, hint = known.get(name, (None, Any))
-        if not _fits(value, hint) and not (parameter is not None and value == parameter.default):
-            raise ValueError(f"{path}: {name} must be {inspect.formatannotation(hint)}, not {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is one of the type `hint`; True for hints of other than plain values."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in inner)
-    if origin is typing.Literal:
-        return value in inner
-    if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    if hint in (bool, str, type(None)):
-        return isinstance(value, hint) or (hint is bool and value in (0, 1))
-    if origin in (list, tuple, Sequence):
-        fixed = origin is tuple and inner[-1] is not Ellipsis
-        if not isinstance(value, list | tuple) or (fixed and len(value) != len(inner)):
-            return False
-        return all(_fits(item, inner[position if fixed else 0]) for position, item in enumerate(value))
-    return True
+        if not fits(value, hint) and not (parameter is not None and value == parameter.default):
+            raise ValueError(f"{path}: {name} must be {describe(hint)}, not {value!r}")
 
 
 def _is_spec(value: Any) -> bool:

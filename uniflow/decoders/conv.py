@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
 
@@ -37,21 +38,19 @@ class ConvDecoder(DirectDecoder):
     def __init__(
         self,
         latent: LatentSpec,
-        width: int = 512,
-        min_width: int = 64,
-        depth: int = 2,
-        groups: int = 32,
+        width: PositiveInt = 512,
+        min_width: PositiveInt = 64,
+        depth: PositiveInt = 2,
+        groups: PositiveInt = 32,
         loss: Literal["l1", "l2"] = "l1",
         shortcut: bool = False,
     ) -> None:
         super().__init__(latent, loss, shortcut)
-        if not 1 <= min_width <= width:
-            raise ValueError(f"ConvDecoder.min_width must lie in [1, width = {width}], got {min_width}")
-        if depth < 1:
-            raise ValueError(f"ConvDecoder.depth must be at least 1, got {depth}")
+        if min_width > width:
+            raise ValueError(f"ConvDecoder.min_width must be at most width = {width}, got {min_width}")
         factors = prime_factors(latent.patch_size)
         widths = [max(width // 2**stage, min_width) for stage in range(len(factors) + 1)]
-        if groups < 1 or any(channels % groups for channels in widths):
+        if any(channels % groups for channels in widths):
             raise ValueError(f"ConvDecoder.groups must divide the channels of every stage, {widths}, got {groups}")
         layers: list[nn.Module] = [nn.Conv2d(latent.channels, width, 3, padding=1)]
         for factor, (inputs, outputs) in zip(factors, itertools.pairwise(widths), strict=True):

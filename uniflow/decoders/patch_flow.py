@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.numbers import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
@@ -72,36 +73,27 @@ class PatchFlowDecoder(PixelDecoder):
     def __init__(
         self,
         latent: LatentSpec,
-        width: int = 1024,
-        global_depth: int = 6,
-        num_heads: int = 16,
-        flow_depth: int = 12,
+        width: PositiveInt = 1024,
+        global_depth: NonNegativeInt = 6,
+        num_heads: PositiveInt = 16,
+        flow_depth: NonNegativeInt = 12,
         prediction: Literal["velocity", "data"] = "velocity",
         loss_on: Literal["velocity", "data"] = "velocity",
-        uniform_share: float = 0.1,
-        end_point_mass: float = 0.0,
-        condition_dropout: float = 0.0,
-        guidance: float = 1.0,
-        steps: int = 1,
+        uniform_share: UnitFloat = 0.1,
+        end_point_mass: UnitFloat = 0.0,
+        condition_dropout: UnitFloat = 0.0,
+        guidance: NonNegativeFloat = 1.0,
+        steps: PositiveInt = 1,
         step_schedule: Literal["linear", "power"] = "linear",
-        step_power: float = 1.0,
+        step_power: PositiveFloat = 1.0,
         start: Literal["random", "zero"] = "random",
-        pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
-        pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
-        learned_grid: tuple[int, int] | None = None,
+        pixel_mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = (0.5, 0.5, 0.5),
+        pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5),
+        learned_grid: tuple[PositiveInt, PositiveInt] | None = None,
         shortcut: bool = False,
-        position_shift: int = 0,
+        position_shift: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
-        shares = {
-            "uniform_share": uniform_share,
-            "end_point_mass": end_point_mass,
-            "condition_dropout": condition_dropout,
-        }
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"PatchFlowDecoder.{name} must lie in [0, 1], got {share}")
-        step_times(steps, schedule=step_schedule, power=step_power)  # raises for steps that do not work
         patch_dim = 3 * latent.patch_size**2
         if prediction == "velocity" and width < patch_dim:
             warnings.warn(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.numbers import NonNegativeInt, PositiveInt
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
@@ -39,13 +40,13 @@ class RegressionDecoder(PixelDecoder):
     def __init__(
         self,
         latent: LatentSpec,
-        width: int = 1024,
-        global_depth: int = 6,
-        num_heads: int = 16,
-        head_depth: int = 12,
-        learned_grid: tuple[int, int] | None = None,
+        width: PositiveInt = 1024,
+        global_depth: NonNegativeInt = 6,
+        num_heads: PositiveInt = 16,
+        head_depth: NonNegativeInt = 12,
+        learned_grid: tuple[PositiveInt, PositiveInt] | None = None,
         shortcut: bool = False,
-        position_shift: int = 0,
+        position_shift: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.spec = latent

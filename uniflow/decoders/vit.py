@@ -8,6 +8,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from uniflow.core.numbers import NonNegativeInt, PositiveInt
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders.direct import DirectDecoder
 from uniflow.decoders.shortcut import join, split
@@ -45,13 +46,13 @@ class ViTDecoder(DirectDecoder):
     def __init__(
         self,
         latent: LatentSpec,
-        width: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
+        width: PositiveInt = 768,
+        depth: NonNegativeInt = 12,
+        num_heads: PositiveInt = 12,
         loss: Literal["l1", "l2"] = "l1",
-        learned_grid: tuple[int, int] | None = None,
+        learned_grid: tuple[PositiveInt, PositiveInt] | None = None,
         shortcut: bool = False,
-        position_shift: int = 0,
+        position_shift: NonNegativeInt = 0,
     ) -> None:
         super().__init__(latent, loss, shortcut)
         if width % 4 or width % num_heads:

@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from uniflow.core.numbers import CheckedNumbers, NonNegativeFloat
 from uniflow.layers.precision import full_precision
 from uniflow.training.schedules import Schedule, as_schedule
 
 
-class LayerWeighting(ABC):
+class LayerWeighting(CheckedNumbers, ABC):
     """Base class: the layers' distances -> the layers' weights, which sum to 1 and carry no gradient.
 
     A subclass implements `scores`; depth enters relatively, so that it works for any number of layers.
@@ -69,8 +70,8 @@ class DepthPrior(LayerWeighting):
         strength: exponent; a number, or a schedule over training progress.
     """
 
-    def __init__(self, strength: float | Schedule = 1.0) -> None:
-        self.strength = as_schedule(strength)
+    def __init__(self, strength: NonNegativeFloat | Schedule = 1.0) -> None:
+        self.strength = as_schedule(strength, "DepthPrior.strength")
 
     def scores(self, distances: Tensor, progress: float) -> Tensor:
         return relative_depth(distances) ** self.strength(progress)
@@ -86,9 +87,9 @@ class Adaptive(LayerWeighting):
         prior: exponent of the depth prior; 1 is the paper's, 0 drops it. A number or a schedule.
     """
 
-    def __init__(self, beta: float | Schedule = 2.0, prior: float | Schedule = 1.0) -> None:
-        self.beta = as_schedule(beta)
-        self.prior = as_schedule(prior)
+    def __init__(self, beta: NonNegativeFloat | Schedule = 2.0, prior: NonNegativeFloat | Schedule = 1.0) -> None:
+        self.beta = as_schedule(beta, "Adaptive.beta")
+        self.prior = as_schedule(prior, "Adaptive.prior")
 
     def scores(self, distances: Tensor, progress: float) -> Tensor:
         # Subtracting the largest distance changes nothing after normalisation and keeps exp() in range for any beta.

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from uniflow.core.part import Part, constructor_arguments
+from uniflow.core.numbers import PositiveInt, constructor_arguments
+from uniflow.core.part import Part
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.encoders.lora import add_adapters, merge_part
@@ -17,7 +18,7 @@ from uniflow.layers.precision import full_dtype
 
 __all__ = ["EncoderOutput", "Tune", "VisionEncoder", "set_trainable"]
 
-Tune = Literal["full", "frozen", "lora"] | int
+Tune = Literal["full", "frozen", "lora"] | PositiveInt
 
 
 class VisionEncoder(Part):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.encoders.scene_vit import ConvStem
 from uniflow.encoders.timm_encoder import TimmEncoder
 
@@ -46,11 +47,11 @@ class EmbeddedViT(TimmEncoder):
     def __init__(
         self,
         weights: str | None = "pretrained",
-        patch_size: int = 8,
-        embed_dim: int = 128,
-        depth: int = 6,
-        num_heads: int = 4,
-        image_size: int = 64,
+        patch_size: PositiveInt = 8,
+        embed_dim: PositiveInt = 128,
+        depth: PositiveInt = 6,
+        num_heads: PositiveInt = 4,
+        image_size: PositiveInt = 64,
         **timm: Any,
     ) -> None:
         if weights == "pretrained":

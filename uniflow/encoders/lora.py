@@ -44,10 +44,6 @@ def lora_arguments(
         return {}
     rank = 16 if lora_rank is None else lora_rank
     alpha = float(rank) if lora_alpha is None else lora_alpha
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"lora_rank must be an integer of at least 1, not {rank!r}")
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"lora_alpha must be positive, not {alpha}")
     _peft()
     return {"lora_rank": rank, "lora_alpha": alpha, "lora_targets": lora_targets}
 

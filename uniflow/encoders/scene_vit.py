@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from timm.layers import LayerNorm2d, PatchEmbed
 from torch import nn
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.encoders.timm_encoder import TimmEncoder
 
 
@@ -60,11 +61,11 @@ class SceneViT(TimmEncoder):
     def __init__(
         self,
         weights: str | None = "pretrained",
-        patch_size: int = 8,
-        embed_dim: int = 128,
-        depth: int = 6,
-        num_heads: int = 4,
-        image_size: int = 64,
+        patch_size: PositiveInt = 8,
+        embed_dim: PositiveInt = 128,
+        depth: PositiveInt = 6,
+        num_heads: PositiveInt = 4,
+        image_size: PositiveInt = 64,
         **timm: Any,
     ) -> None:
         if weights == "pretrained":

@@ -14,6 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from uniflow.core.numbers import PositiveFloat, PositiveInt
 from uniflow.core.specs import EncoderSpec
 from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
 from uniflow.encoders.loading import load_timm_state, read_weights
@@ -69,14 +70,14 @@ class TimmEncoder(VisionEncoder):
         gradient_checkpointing: bool = False,
         pos_embed_antialias: bool | None = None,
         activation: Activation | None = None,
-        depth: int | None = None,
-        embed_dim: int | None = None,
-        num_heads: int | None = None,
-        patch_size: int | None = None,
-        image_size: int | None = None,
-        mlp_ratio: float | None = None,
-        lora_rank: int | None = None,
-        lora_alpha: float | None = None,
+        depth: PositiveInt | None = None,
+        embed_dim: PositiveInt | None = None,
+        num_heads: PositiveInt | None = None,
+        patch_size: PositiveInt | None = None,
+        image_size: PositiveInt | None = None,
+        mlp_ratio: PositiveFloat | None = None,
+        lora_rank: PositiveInt | None = None,
+        lora_alpha: PositiveFloat | None = None,
         lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()
@@ -175,11 +176,6 @@ def _activation(activation: str) -> dict[str, Any]:
 
 def _create_vit(name: str, sizes: Mapping[str, float], further: dict[str, Any]) -> Any:
     """The timm model with random weights, without what comes after its last block."""
-    for key, value in sizes.items():
-        if key == "mlp_ratio" and not value > 0:
-            raise ValueError(f"mlp_ratio must be positive, not {value}")
-        if key != "mlp_ratio" and value < 1:
-            raise ValueError(f"{key.replace('img_size', 'image_size')} must be at least 1, not {value}")
     try:
         arguments: dict[str, Any] = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **sizes, **further}
         model: Any = timm.create_model(name, **arguments)
@@ -193,7 +189,7 @@ def _create_vit(name: str, sizes: Mapping[str, float], further: dict[str, Any]) 
     return model
 
 
-def _spec(model: Any, image_size: int | None) -> EncoderSpec:
+def _spec(model: Any, image_size: PositiveInt | None) -> EncoderSpec:
     return EncoderSpec(
         embed_dim=model.embed_dim,
         patch_size=model.patch_embed.patch_size[0],

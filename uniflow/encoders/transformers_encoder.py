@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from uniflow.core.numbers import FiniteFloat, PositiveFloat, PositiveInt
 from uniflow.encoders.base import EncoderOutput, Tune, VisionEncoder, set_trainable
 from uniflow.encoders.lora import lora_arguments
 from uniflow.encoders.transformers_files import read_config, read_normalization, read_tower, triple
@@ -54,10 +55,10 @@ class TransformersEncoder(VisionEncoder):
         tune: Tune = "full",
         gradient_checkpointing: bool = False,
         config: dict[str, Any] | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
-        lora_rank: int | None = None,
-        lora_alpha: float | None = None,
+        mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] | None = None,
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None,
+        lora_rank: PositiveInt | None = None,
+        lora_alpha: PositiveFloat | None = None,
         lora_targets: list[str] | None = None,
     ) -> None:
         super().__init__()

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from uniflow.core.numbers import CheckedNumbers
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 
 
-class FeatureSource(nn.Module, ABC):
+class FeatureSource(CheckedNumbers, nn.Module, ABC):
     """Images -> features. The same heads, losses and metrics then serve an encoder, a tokenizer and its latents.
 
     Attributes:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from uniflow.core.numbers import CheckedNumbers, NonNegativeFloat
 from uniflow.core.specs import EncoderOutput
 
 
-class Head(nn.Module, ABC):
+class Head(CheckedNumbers, nn.Module, ABC):
     """Predicts one thing from features. A subclass takes the `FeatureSpec` of the features first.
 
     Attributes:
@@ -29,10 +30,8 @@ class Head(nn.Module, ABC):
     name: ClassVar[str]
     labels: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"{type(self).__name__}.weight must not be negative, got {weight}")
         self.weight = weight
 
     def check_data(self, data: Any) -> None:

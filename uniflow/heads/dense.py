@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsolutePercentageError, MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from uniflow.core.numbers import Int2, NonNegativeFloat, PositiveInt
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.heads.base import Head
@@ -28,9 +29,9 @@ class DenseHead(Head):
         ValueError: if `cells` does not divide the patch size.
     """
 
-    def __init__(self, spec: FeatureSpec, channels: int, cells: int, weight: float) -> None:
+    def __init__(self, spec: FeatureSpec, channels: PositiveInt, cells: PositiveInt, weight: NonNegativeFloat) -> None:
         super().__init__(weight)
-        if cells < 1 or spec.patch_size % cells:
+        if spec.patch_size % cells:
             raise ValueError(f"{type(self).__name__}.cells must divide the patch size {spec.patch_size}, got {cells}")
         self.cell_size = spec.patch_size // cells
         self.predict = nn.Sequential(nn.LayerNorm(spec.embed_dim), nn.Linear(spec.embed_dim, channels * cells * cells))
@@ -65,14 +66,12 @@ class MaskHead(DenseHead):
     def __init__(
         self,
         spec: FeatureSpec,
-        num_classes: int,
-        cells: int = 1,
-        weight: float = 1.0,
-        background_weight: float = 1.0,
+        num_classes: Int2,
+        cells: PositiveInt = 1,
+        weight: NonNegativeFloat = 1.0,
+        background_weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(spec, num_classes, cells, weight)
-        if background_weight < 0:
-            raise ValueError(f"MaskHead.background_weight must not be negative, got {background_weight}")
         self.num_classes = num_classes
         weights = torch.tensor([background_weight] + [1.0] * (num_classes - 1))
         self.register_buffer("class_weights", weights, persistent=False)
@@ -110,7 +109,7 @@ class DepthHead(DenseHead):
     name = "depth"
     labels = ("depth",)
 
-    def __init__(self, spec: FeatureSpec, cells: int = 1, weight: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, cells: PositiveInt = 1, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(spec, 1, cells, weight)
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -135,7 +134,7 @@ class ColorHead(DenseHead):
 
     name = "color"
 
-    def __init__(self, spec: FeatureSpec, cells: int = 1, weight: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, cells: PositiveInt = 1, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(spec, 3, cells, weight)
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from uniflow.core.numbers import Int2, NonNegativeFloat
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.heads.base import Head
 
@@ -25,7 +26,7 @@ class LabelHead(Head):
     name = "label"
     labels = ("label",)
 
-    def __init__(self, spec: FeatureSpec, num_classes: int, weight: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, num_classes: Int2, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(weight)
         self.num_classes = num_classes
         self.classifier = nn.Sequential(nn.LayerNorm(spec.embed_dim), nn.Linear(spec.embed_dim, num_classes))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.image import PeakSignalNoiseRatio
 
+from uniflow.core.numbers import NonNegativeFloat, PositiveInt
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.distill.teacher import FrozenTeacher
@@ -38,12 +39,14 @@ class PatchHead(Head):
     name = "patch"
 
     def __init__(
-        self, spec: FeatureSpec, layers: Sequence[int] = (1,), rank: int | None = 64, weight: float = 1.0
+        self,
+        spec: FeatureSpec,
+        layers: Sequence[PositiveInt] = (1,),
+        rank: PositiveInt | None = 64,
+        weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(weight)
         check_layers(self, layers, spec.num_layers)
-        if rank is not None and rank < 1:
-            raise ValueError(f"PatchHead.rank must be at least 1 or null, got {rank}")
         self.layers, self.patch_size = tuple(layers), spec.patch_size
         self.read = nn.ModuleList(_linear(spec.embed_dim, rank, 3 * spec.patch_size**2) for _ in layers)
 
@@ -94,7 +97,7 @@ class TeacherHead(Head):
 
     name = "teacher"
 
-    def __init__(self, spec: FeatureSpec, teacher: Callable[[], VisionEncoder], weight: float = 1.0) -> None:
+    def __init__(self, spec: FeatureSpec, teacher: Callable[[], VisionEncoder], weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(weight)
         made = teacher()
         for size in ("embed_dim", "num_layers", "patch_size", "num_prefix_tokens"):

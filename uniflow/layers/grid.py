@@ -72,13 +72,11 @@ class PositionEmbedding(nn.Module):
         shift: most rows and columns by which `draw_offsets` moves the grid of an image; fixed embeddings only.
 
     Raises:
-        ValueError: if `shift` is negative, or above 0 with a `learned_grid`.
+        ValueError: if `shift` is above 0 with a `learned_grid`.
     """
 
     def __init__(self, width: int, learned_grid: tuple[int, int] | None = None, shift: int = 0) -> None:
         super().__init__()
-        if shift < 0:
-            raise ValueError(f"position_shift must be at least 0, got {shift}")
         if shift and learned_grid is not None:
             raise ValueError(
                 "position_shift moves fixed position embeddings: leave learned_grid null, or position_shift 0"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from uniflow.core.numbers import NonNegativeFloat, PositiveInt
 from uniflow.core.part import Part
 from uniflow.layers.precision import full_dtype, without_autocast
 from uniflow.losses.lpips import LPIPSNetwork, read_lpips
@@ -28,10 +29,8 @@ class PixelLoss(Part):
         ValueError: for a negative weight.
     """
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: NonNegativeFloat) -> None:
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"{type(self).__name__}.weight must not be negative, got {weight}")
         self.weight = weight
 
     @abstractmethod
@@ -68,7 +67,7 @@ class Perceptual(PixelLoss):
         self,
         weights: str,
         backbone: Literal["vgg16", "alexnet"] = "vgg16",
-        weight: float = 1.0,
+        weight: NonNegativeFloat = 1.0,
         sha256: str | None = None,
     ) -> None:
         super().__init__(weight)
@@ -102,12 +101,10 @@ class Adversarial(PixelLoss):
         ValueError: for a negative weight, a width that is not a multiple of 8 or a depth below 1.
     """
 
-    def __init__(self, weight: float = 0.1, width: int = 64, depth: int = 3) -> None:
+    def __init__(self, weight: NonNegativeFloat = 0.1, width: PositiveInt = 64, depth: PositiveInt = 3) -> None:
         super().__init__(weight)
-        if width < 8 or width % 8:
+        if width % 8:
             raise ValueError(f"Adversarial.width must be a multiple of 8, got {width}")
-        if depth < 1:
-            raise ValueError(f"Adversarial.depth must be at least 1, got {depth}")
         self.depth = depth
         channels = [width * min(2**layer, 8) for layer in range(depth)]
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

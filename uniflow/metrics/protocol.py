@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from uniflow.core.distributed import gather_lists
+from uniflow.core.numbers import CheckedNumbers, NonNegativeInt
 from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor
 from uniflow.metrics.perceptual import LPIPS
@@ -24,7 +25,7 @@ SetMetric = Literal["frechet", "kid", "cmmd"]
 IMAGE_METRICS = {"psnr": psnr, "ssim": ssim, "legacy_ssim": legacy_ssim, "ms_ssim": ms_ssim}
 
 
-class ReconstructionProtocol:
+class ReconstructionProtocol(CheckedNumbers):
     """How reconstructions are judged, online (validation in fit) and offline (`uniflow test`, `uniflow evaluate`).
 
     Args:
@@ -46,7 +47,7 @@ class ReconstructionProtocol:
         sets: Sequence[SetMetric] = ("frechet",),
         features: Sequence[FeatureExtractor] | None = None,
         lpips: LPIPS | None = None,
-        noise_seed: int = 0,
+        noise_seed: NonNegativeInt = 0,
     ) -> None:
         for kind, names, known in (("images", images, ImageMetric), ("sets", sets, SetMetric)):
             if unknown := [name for name in names if name not in get_args(known)]:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 
 from uniflow.core.atomic import beside, existing, put_in_place
+from uniflow.core.numbers import CheckedNumbers, PositiveInt
 from uniflow.sharding.checkpoint import (
     AVERAGE,
     META_NAME,
@@ -43,7 +44,7 @@ Path_ = str | os.PathLike[str]
 CPU_SINCE = "2.11"
 
 
-class FSDP2(ModelParallelStrategy):
+class FSDP2(CheckedNumbers, ModelParallelStrategy):
     """Fully sharded data parallelism (arXiv 2304.11277, in torch's second version): parameters, gradients, optimizer
     states, averages and the teacher are spread over processes, and a block's parameters are gathered while it is used.
 
@@ -67,15 +68,13 @@ class FSDP2(ModelParallelStrategy):
 
     def __init__(
         self,
-        shard_size: int | None = None,
+        shard_size: PositiveInt | None = None,
         gather_dtype: Literal["float32", "bfloat16"] = "float32",
         reshard_after_forward: bool = True,
         async_save: bool = False,
         process_group_backend: str | None = None,
     ) -> None:
         super().__init__(process_group_backend=process_group_backend)
-        if shard_size is not None and shard_size < 1:
-            raise ValueError(f"FSDP2.shard_size must be at least 1, got {shard_size}")
         self.shard_size = shard_size
         self.gather_dtype = gather_dtype
         self.reshard_after_forward = reshard_after_forward

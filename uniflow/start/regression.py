@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck.layers import last_features
 from uniflow.core.distributed import is_distributed
+from uniflow.core.numbers import CheckedNumbers, NonNegativeFloat, PositiveInt, UnitFloatBelow1
 from uniflow.core.pixels import to_unit_range
 from uniflow.layers.grid import patchify
 from uniflow.metrics import image_digests
@@ -18,7 +19,7 @@ from uniflow.start.solution import LinearTokenizer, solve
 from uniflow.tokenizer import Tokenizer
 
 
-class Regression:
+class Regression(CheckedNumbers):
     """Start from the best linear tokenizer, in closed form.
 
     One reduced-rank regression from what the bottleneck reads to the pixels of each patch and to the encoder's last
@@ -38,16 +39,12 @@ class Regression:
     """
 
     def __init__(
-        self, images: int = 2048, tokens: int | None = 64, feature_share: float = 0.25, ridge: float = 1e-3
+        self,
+        images: PositiveInt = 2048,
+        tokens: PositiveInt | None = 64,
+        feature_share: UnitFloatBelow1 = 0.25,
+        ridge: NonNegativeFloat = 1e-3,
     ) -> None:
-        if images < 1:
-            raise ValueError(f"Regression.images must be at least 1, got {images}")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"Regression.tokens must be at least 1 or null, got {tokens}")
-        if not 0 <= feature_share < 1:
-            raise ValueError(f"Regression.feature_share must lie in [0, 1), got {feature_share}")
-        if not 0 <= ridge < float("inf"):
-            raise ValueError(f"Regression.ridge must be a finite number of at least 0, got {ridge}")
         self.images, self.tokens, self.feature_share, self.ridge = images, tokens, feature_share, ridge
 
     @torch.no_grad()

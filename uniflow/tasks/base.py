@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from uniflow.core.numbers import CheckedNumbers
 from uniflow.layers.blocks import checkpoint_blocks, compile_blocks, find_blocks
 from uniflow.sharding.strategy import spread
-from uniflow.training.optimizers import FusedAdamW, parameter_groups
+from uniflow.training.optimizers import FusedAdamW, check_finite, parameter_groups
 from uniflow.training.schedules import CosineSchedule, Schedule, Warmup, as_schedule
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -44,7 +45,7 @@ class Stage:
     in_training: bool = True
 
 
-class Task(LightningModule):
+class Task(CheckedNumbers, LightningModule):
     """Base class of all tasks.
 
     A subclass takes its parts in the constructor, builds them in `build` and implements Lightning's steps. Its
@@ -76,7 +77,8 @@ class Task(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self._optimizer = optimizer
-        self._lr_schedule = lr_schedule or Warmup(0.05, CosineSchedule(1.0, 0.01))
+        schedule = Warmup(0.05, CosineSchedule(1.0, 0.01)) if lr_schedule is None else lr_schedule
+        self._lr_schedule = as_schedule(schedule, f"{type(self).__name__}.lr_schedule")
         self._total_steps: float = math.inf
         self._built = False
 
@@ -168,9 +170,10 @@ class Task(LightningModule):
         if not groups:
             raise ValueError("nothing to train: every parameter of the model is frozen")
         optimizer = self._optimizer(groups)
+        check_finite(optimizer)
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * group["multiplier"]
-        schedule = as_schedule(self._lr_schedule)
+        schedule = self._lr_schedule
         last = max(1.0, self._total_steps - 1)
         scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / last)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from uniflow.core.numbers import NonNegativeInt
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.evaluation.chosen import ChosenImages, image_keys, with_classes
 from uniflow.evaluation.probing import classify, pooled, validation_features
@@ -54,14 +55,12 @@ class FeatureTask(Task):
         source: Callable[[], FeatureSource],
         heads: Sequence[HeadFactory],
         tune_source: bool = False,
-        probe_images: int = 10_000,
+        probe_images: NonNegativeInt = 10_000,
         **task: Any,
     ) -> None:
         super().__init__(**task)
         if not heads:
             raise ValueError(f"{type(self).__name__}.heads is empty: give at least one head")
-        if probe_images < 0:
-            raise ValueError(f"{type(self).__name__}.probe_images must be at least 0, got {probe_images}")
         self._make_source, self._make_heads = source, list(heads)
         self.tune_source = tune_source
         self._averages = Averages()

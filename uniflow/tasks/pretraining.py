@@ -9,6 +9,7 @@ from typing import Any, cast
 import safetensors.torch
 from torch import Tensor, nn
 
+from uniflow.core.numbers import NonNegativeInt
 from uniflow.data.unlabelled import UnlabelledCrops
 from uniflow.encoders.base import VisionEncoder
 from uniflow.features import FeatureSource
@@ -47,7 +48,7 @@ class Pretraining(FeatureTask):
         export: str = "encoder.safetensors",
         start: CopiedWeights | None = None,
         unlabelled: UnlabelledCrops | None = None,
-        probe_images: int = 10_000,
+        probe_images: NonNegativeInt = 10_000,
         **task: Any,
     ) -> None:
         # An encoder is used as a source is: by its spec and its forward pass.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from uniflow import callbacks
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.bottleneck.layers import last_features
+from uniflow.core.numbers import NonNegativeFloat, PositiveInt
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderSpec, LatentSpec
 from uniflow.decoders.base import PixelDecoder
@@ -84,30 +85,28 @@ class TokenizerTask(Task):
         bottleneck: BottleneckFactory = MLPBottleneck,
         decoder: DecoderFactory = PatchFlowDecoder,
         weighting: LayerWeighting = lazy_instance(Adaptive),  # noqa: B008  # shows in --help and the saved config
-        distillation_weight: float | Schedule = 1.0,
-        reconstruction_weight: float = 1.0,
+        distillation_weight: NonNegativeFloat | Schedule = 1.0,
+        reconstruction_weight: NonNegativeFloat = 1.0,
         distill_prefix_tokens: bool = False,
-        encoder_lr_multiplier: float = 1.0,
-        eval_steps: Sequence[int] = (1,),
+        encoder_lr_multiplier: NonNegativeFloat = 1.0,
+        eval_steps: Sequence[PositiveInt] = (1,),
         pixel_losses: list[PixelLoss] | None = None,
         protocol: ReconstructionProtocol | None = None,
         start: Literal["random", "regression"] | Regression = "random",
-        shortcut_lr_multiplier: float = 0.03,
-        latent_feature_weight: float = 0.0,
+        shortcut_lr_multiplier: NonNegativeFloat = 0.03,
+        latent_feature_weight: NonNegativeFloat = 0.0,
         **task: Any,
     ) -> None:
         super().__init__(**task)
-        if not eval_steps or min(eval_steps) < 1:
-            raise ValueError(f"eval_steps must list step counts of at least 1, got {list(eval_steps)}")
+        if not eval_steps:
+            raise ValueError("TokenizerTask.eval_steps is empty: give at least one number of steps")
         self._factories = (encoder, bottleneck, decoder)
         self.weighting = weighting
-        self.distillation_weight = as_schedule(distillation_weight)
+        self.distillation_weight = as_schedule(distillation_weight, "TokenizerTask.distillation_weight")
         self.reconstruction_weight = reconstruction_weight
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.shortcut_lr_multiplier = shortcut_lr_multiplier
-        if not 0 <= latent_feature_weight < float("inf"):
-            raise ValueError(f"latent_feature_weight must be a number of at least 0, got {latent_feature_weight}")
         self.latent_feature_weight = latent_feature_weight
         self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)

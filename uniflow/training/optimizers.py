@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from uniflow.core.numbers import CheckedNumbers, NonNegativeFloat, UnitFloatBelow1
 
-class FusedAdamW(torch.optim.AdamW):
+
+class FusedAdamW(CheckedNumbers, torch.optim.AdamW):
     """`torch.optim.AdamW`, fused wherever the parameters' device has a fused step.
 
     Unlike a plain fused optimizer it leaves the unscaling of float16 gradients to the scaler, so that gradients can be
@@ -26,16 +29,28 @@ class FusedAdamW(torch.optim.AdamW):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 2e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        weight_decay: float = 0.05,
+        lr: NonNegativeFloat = 2e-4,
+        betas: tuple[UnitFloatBelow1, UnitFloatBelow1] = (0.9, 0.95),
+        eps: NonNegativeFloat = 1e-8,
+        weight_decay: NonNegativeFloat = 0.05,
     ) -> None:
         groups = list(params)
         tensors = [p for g in groups for p in (g["params"] if isinstance(g, dict) else [g])]
         fused = all(p.device.type in ("cpu", "cuda", "xpu", "mps") and p.is_floating_point() for p in tensors)
         super().__init__(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         self._step_supports_amp_scaling = False  # else Lightning refuses to clip under any mixed precision
+
+
+def check_finite(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse settings that are not finite: torch's own checks let nan and inf pass.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in optimizer.defaults.items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{type(optimizer).__name__}.{name} must be finite, got {value}")
 
 
 def parameter_groups(module: nn.Module, multiplier: Callable[[str], float]) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from uniflow.core.numbers import CheckedNumbers, FiniteFloat, UnitFloat, UnitFloatBelow1
 
-class Schedule(ABC):
+
+class Schedule(CheckedNumbers, ABC):
     """A number as a function of training progress in [0, 1], 0 = first step, 1 = last."""
 
     @abstractmethod
@@ -18,7 +20,7 @@ class Schedule(ABC):
 class ConstantSchedule(Schedule):
     """The same `value` all the time."""
 
-    def __init__(self, value: float = 1.0) -> None:
+    def __init__(self, value: FiniteFloat = 1.0) -> None:
         self.value = value
 
     def __call__(self, progress: float) -> float:
@@ -28,7 +30,7 @@ class ConstantSchedule(Schedule):
 class LinearSchedule(Schedule):
     """A straight line from `start` to `end`."""
 
-    def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
+    def __init__(self, start: FiniteFloat = 1.0, end: FiniteFloat = 0.0) -> None:
         self.start, self.end = start, end
 
     def __call__(self, progress: float) -> float:
@@ -38,7 +40,7 @@ class LinearSchedule(Schedule):
 class CosineSchedule(Schedule):
     """Half a cosine wave from `start` to `end`: flat at both ends."""
 
-    def __init__(self, start: float = 1.0, end: float = 0.0) -> None:
+    def __init__(self, start: FiniteFloat = 1.0, end: FiniteFloat = 0.0) -> None:
         self.start, self.end = start, end
 
     def __call__(self, progress: float) -> float:
@@ -51,9 +53,7 @@ class Warmup(Schedule):
     `after` sees its own progress, 0 when the warm-up ends and 1 when training ends.
     """
 
-    def __init__(self, fraction: float = 0.05, after: float | Schedule = 1.0) -> None:
-        if not 0 <= fraction < 1:
-            raise ValueError(f"Warmup.fraction must lie in [0, 1), got {fraction}")
+    def __init__(self, fraction: UnitFloatBelow1 = 0.05, after: FiniteFloat | Schedule = 1.0) -> None:
         self.fraction = fraction
         self.after = as_schedule(after)
 
@@ -71,7 +71,7 @@ class Piecewise(Schedule):
         values: the value at each position.
     """
 
-    def __init__(self, progress: Sequence[float], values: Sequence[float]) -> None:
+    def __init__(self, progress: Sequence[UnitFloat], values: Sequence[FiniteFloat]) -> None:
         if len(progress) != len(values) or not progress:
             raise ValueError(
                 f"Piecewise needs the same number of values as positions, got {len(values)} and {len(progress)}"
@@ -91,6 +91,21 @@ class Piecewise(Schedule):
         return self.values[-1]
 
 
-def as_schedule(value: float | Schedule) -> Schedule:
-    """`value` itself if it is a schedule, else the constant."""
-    return value if isinstance(value, Schedule) else ConstantSchedule(value)
+def as_schedule(value: float | Schedule, user: str | None = None) -> Schedule:
+    """`value` itself if it is a schedule, else the constant.
+
+    Args:
+        value: a schedule or a number.
+        user: the argument that it is for, which takes no negative values; None takes any.
+
+    Raises:
+        ValueError: if the schedule of a `user` goes below 0 or is not finite, as far as 101 points of it show.
+    """
+    schedule = value if isinstance(value, Schedule) else ConstantSchedule(value)
+    for percent in range(101) if user is not None else ():
+        if not 0 <= schedule(percent / 100) < math.inf:
+            raise ValueError(
+                f"{user} must be finite and >= 0 all the time, and {type(schedule).__name__} gives "
+                f"{schedule(percent / 100)} after {percent} % of training"
+            )
+    return schedule
