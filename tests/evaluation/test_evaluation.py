@@ -153,7 +153,7 @@ def test_evaluate_says_what_is_wrong(trained, tmp_path, capsys):
     trained.tokenizer.save_pretrained(tmp_path / "tokenizer")
     for options, message in (
         ([], "either --images FOLDER or --data"),
-        (["--images", f"[{tmp_path / 'none'}]"], "no such picture or folder"),
+        (["--images", f"[{tmp_path / 'none'}]"], "no such image or folder"),
         (["--images", f"[{tmp_path / 'tokenizer'}]"], "none of the pictures"),
         (["--data", "Scenes", "--protocol.sets", "[fid]"], "fid"),
     ):

@@ -1,1 +1,1 @@
-"""Ablations: a YAML file -> runs of `uniflow fit` and `uniflow test` -> tables, plots and pictures."""
+"""Ablations: a YAML file -> runs of `uniflow fit` and `uniflow test` -> tables, plots and images."""

@@ -53,14 +53,14 @@ class ClusterRun:
         return execute(self.run, extra={"SLURM_JOB_NAME": "interactive"})
 
     def checkpoint(self) -> Any:
-        """What submitit is to queue in this job's place."""
+        """What submitit queues instead of this job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def launch_slurm(runs: Sequence[Run], jobs: int, folder: Path, slurm: Slurm) -> None:
-    """Submit the runs as one job array of which `jobs` run at a time, and wait for all.
+    """Submit the runs as one job array, `jobs` of them at a time, and wait for all.
 
     Args:
         runs: the runs; their folders must be visible on the nodes.

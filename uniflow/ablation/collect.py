@@ -73,7 +73,7 @@ def study_of_folders(folders: Sequence[Path], out: Path) -> Study:
             state = read_state(state_file(folder)) or State()
             state.state, state.error = FINISHED, ""
             outcomes.append(_outcome(name, _config(folder).get("seed_everything"), folder, state, {}))
-    states = [found for folder in folders if (found := read_state(state_file(folder))) is not None]
+    states = [known for folder in folders if (known := read_state(state_file(folder))) is not None]
     command = shlex.join(["uniflow", "report", *map(str, folders), "--out", str(out)])
     facts = [("Command", command), ("Date of this report", now()), *_circumstances(states)]
     metrics = [metric for key, metric in KNOWN.items() if any(key in outcome.results for outcome in outcomes)]
@@ -129,14 +129,14 @@ def _circumstances(states: Sequence[State]) -> list[tuple[str, str]]:
 
     started = sorted(state.started for state in states if state.started)
     dates = [started[0], started[-1]] if started and started[0] != started[-1] else started[:1]
-    found = [
+    facts = [
         ("Started", " to ".join(dates)),
         ("Threads a process", every([state.threads for state in states])),
         ("Machine", every([state.made_with.get("machine", "") for state in states])),
         ("Versions", every([state.made_with.get("versions", "") for state in states])),
         ("Commit", every([state.made_with.get("commit", "") for state in states])),
     ]
-    return [(word, text) for word, text in found if text]
+    return [(word, text) for word, text in facts if text]
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from uniflow.ablation.state import (
 )
 from uniflow.core import exit_codes
 
-# The command `uniflow` of this interpreter; as a module, so that Lightning can start further processes of it.
+# The command `uniflow` of this interpreter; as a module, so that Lightning can start more of its processes.
 COMMAND = (sys.executable, "-m", "uniflow.cli")
 RESULTS = "test_results.json"
 POLL_SECONDS = 0.1
@@ -41,7 +41,7 @@ TERMINATE_SECONDS = 20.0
 
 
 def standing(run: Run) -> State:
-    """The state of a run as its files tell it; a run that was told something else before counts as not yet run.
+    """The state of a run by its files; a run with other settings counts as not yet run.
 
     Raises:
         ValueError: if the state's file holds something else.
@@ -55,7 +55,7 @@ def standing(run: Run) -> State:
 
 
 def is_outdated(run: Run) -> bool:
-    """Whether the run's folder holds a run that was told something else."""
+    """Whether the run's folder holds a run with other settings."""
     state = read_state(run.state)
     if state is None:
         return run.folder.exists() and any(run.folder.iterdir())
@@ -81,7 +81,7 @@ def discard(run: Run) -> None:
 def execute(
     run: Run, threads: int | None = None, stop: threading.Event | None = None, extra: dict[str, str] | None = None
 ) -> State:
-    """Train and evaluate, or what is left of it.
+    """Train and evaluate, or do the rest of it.
 
     A finished run is left alone; one with a last.ckpt continues from it; one without starts again. The state is on
     disk before and after each command.

@@ -25,8 +25,8 @@ def html_page(study: Study, plots: Sequence[Plot], plots_note: str, pictures: Ma
     Args:
         study: the runs.
         plots: their plots.
-        plots_note: shown in place of the plots if there are none.
-        pictures: for each variant the rows of `tokenizer_rows`, uint8 (B, 3, H, W).
+        plots_note: shown instead of the plots if there are none.
+        images: for each variant the rows of `tokenizer_rows`, uint8 (B, 3, H, W).
     """
     parts = [
         f"<h1>{html.escape(study.title)}</h1>",

@@ -204,7 +204,7 @@ class _Reader:
             self.refuse(f"variants must map names to options, got {named!r}")
         for name in named or ():
             if not isinstance(name, str):
-                self.refuse(f"variants: the name {name!r} is no text; put it in quotes")
+                self.refuse(f"variants: the name {name!r} is not text; put it in quotes")
             if not _slug(name):
                 self.refuse(f"variants: the name {name!r} has no letter or digit")
         own = {name: self.options(changes, f"variants.{name}") for name, changes in (named or {"": {}}).items()}
@@ -264,9 +264,9 @@ def unknown(what: str, name: Any, known: Sequence[str]) -> str:
 
 
 def option_problem(name: Any) -> str | None:
-    """Why `name` is no option that an ablation can set, in one line; None if it may be one."""
+    """Why `name` is not an option that an ablation can set, in one line; None if it may be one."""
     if not isinstance(name, str) or not _OPTION.fullmatch(name):
-        return f"{name!r} is no option; write it as in model.weighting.beta, without dashes"
+        return f"{name!r} is not an option; write it as in model.weighting.beta, without dashes"
     return f"{name} cannot be set here; {RESERVED[name]}" if name in RESERVED else None
 
 
@@ -276,7 +276,7 @@ def option_word(value: Any) -> str:
 
 
 def value_label(value: Any) -> str:
-    """A value as it stands in names and tables: classes by their short names, files without their folder."""
+    """A value as names and tables show it: classes by their short names, files without their folder."""
     if isinstance(value, dict) and "class_path" in value:
         given = ", ".join(f"{key} {value_label(item)}" for key, item in (value.get("init_args") or {}).items())
         return value_label(value["class_path"]) + (f" ({given})" if given else "")
@@ -309,7 +309,7 @@ def _slug(name: str) -> str:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, in order; an option of `second` takes its own place, after all of `first`."""
+    """Both, in order; options of `second` come after those of `first`, also where both set them."""
     return {name: value for name, value in first.items() if name not in second} | dict(second)
 
 
@@ -319,7 +319,7 @@ def _from_here(path: Path) -> Path:
 
 
 def _inlined(value: Any, folder: Path) -> Any:
-    """`value` with the content of every YAML file that it names in its place."""
+    """`value` with every YAML file that it names replaced by its content."""
     if isinstance(value, dict):
         return {str(key): _inlined(item, folder) for key, item in value.items()}
     if isinstance(value, list):

@@ -55,7 +55,7 @@ MOST_POINTS = 200  # of a curve
 
 @dataclass
 class Plot:
-    """A figure with the words that stand in its place where it cannot be seen."""
+    """A figure, and the text that describes it to those who cannot see it."""
 
     figure: Any
     title: str
@@ -73,11 +73,11 @@ def plots(study: Study, curves: Mapping[str, Sequence[Mapping[str, Curve]]]) -> 
         ImportError: if matplotlib is not installed.
     """
     with _style():
-        found = [
+        metric_plots = [
             pareto_plot(study),
             *(metric_plot(study, metric) for metric in study.shown_metrics() if metric.better != "none"),
         ]
-        return [plot for plot in [*found, layers_plot(study), *loss_plots(study, curves)] if plot is not None]
+        return [plot for plot in [*metric_plots, layers_plot(study), *loss_plots(study, curves)] if plot is not None]
 
 
 def pareto_plot(study: Study) -> Plot | None:
@@ -125,10 +125,10 @@ def metric_plot(study: Study, metric: Metric) -> Plot:
     """Each variant's mean with a bar of one standard deviation; the seeds as small dots."""
     summaries = study.summaries(metric.key)
     figure, axis = _figure(height=max(1.4, 0.75 + 0.32 * len(summaries)))
-    for row, (name, found) in enumerate(summaries.items()):
-        spread = None if found.spread is None else found.spread * metric.scale
-        axis.errorbar(found.mean * metric.scale, row, xerr=spread, capsize=3, **_point(study, name))
-        if found.count > 1:
+    for row, (name, summary) in enumerate(summaries.items()):
+        spread = None if summary.spread is None else summary.spread * metric.scale
+        axis.errorbar(summary.mean * metric.scale, row, xerr=spread, capsize=3, **_point(study, name))
+        if summary.count > 1:
             seeds = [o.results[metric.key] * metric.scale for o in study.variants[name] if metric.key in o.results]
             axis.plot(seeds, [row] * len(seeds), ".", color=INK, markersize=2.5, alpha=0.6, zorder=3)
     axis.set_yticks(range(len(summaries)), [textwrap.fill(name, 20) for name in summaries])
@@ -136,7 +136,7 @@ def metric_plot(study: Study, metric: Metric) -> Plot:
     axis.set_xlabel(metric.unit.strip())
     axis.locator_params(axis="x", nbins=4)
     axis.ticklabel_format(axis="x", useOffset=False)
-    values = "; ".join(f"{name}: {metric.show(found.mean, found.spread)}" for name, found in summaries.items())
+    values = "; ".join(f"{name}: {metric.show(summary.mean, summary.spread)}" for name, summary in summaries.items())
     return Plot(figure, metric.title, f"{metric.title} of each variant. {values}.")
 
 
@@ -156,7 +156,7 @@ def layers_plot(study: Study) -> Plot | None:
     axis.set_ylabel("cosine to the teacher")
     axis.locator_params(axis="x", integer=True)
     _legend(study, figure, axis)
-    return Plot(figure, "Cosine to the teacher, by layer", "A line for each variant; the numbers stand in the table.")
+    return Plot(figure, "Cosine to the teacher, by layer", "A line for each variant; the table has the numbers.")
 
 
 def loss_plots(study: Study, curves: Mapping[str, Sequence[Mapping[str, Curve]]]) -> Iterator[Plot]:
@@ -208,7 +208,7 @@ def to_svg(plot: Plot, number: int) -> str:
 
 
 def to_png(plot: Plot, path: Path) -> None:
-    """A figure as a picture on white."""
+    """A figure as an image on white."""
     with _style():
         plot.figure.savefig(path, dpi=200, facecolor="white")
 

@@ -75,10 +75,10 @@ def now() -> str:
 def surroundings() -> dict[str, str]:
     """Machine, versions and commit, as text for people."""
     packages = ("torch", "torchvision", "lightning", "timm")
-    found = [f"{name} {version(name)}" for name in packages]
+    others = [f"{name} {version(name)}" for name in packages]
     texts = {
         "machine": _machine(),
-        "versions": ", ".join([f"uniflow {uniflow.__version__}", f"Python {platform.python_version()}", *found]),
+        "versions": ", ".join([f"uniflow {uniflow.__version__}", f"Python {platform.python_version()}", *others]),
         "commit": _commit(Path(uniflow.__file__)),
     }
     return {name: text for name, text in texts.items() if text}

@@ -106,7 +106,7 @@ class Study:
     def summaries(self, key: str) -> dict[str, Summary]:
         """Mean and spread of a metric for each variant that has it."""
         values = {name: [o.results[key] for o in group if key in o.results] for name, group in self.variants.items()}
-        return {name: summarise(found) for name, found in values.items() if found}
+        return {name: summarise(runs) for name, runs in values.items() if runs}
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -117,7 +117,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 def best(metric: Metric, summaries: Mapping[str, Summary]) -> set[str]:
     """The variants with the best mean; none where a metric has no better or worse, or all means are equal."""
-    means = {name: found.mean for name, found in summaries.items() if math.isfinite(found.mean)}
+    means = {name: summary.mean for name, summary in summaries.items() if math.isfinite(summary.mean)}
     if metric.better == "none" or len(set(means.values())) < 2:
         return set()
     top = (max if metric.better == "higher" else min)(means.values())
@@ -133,7 +133,7 @@ def caveats(study: Study) -> list[str]:
         lines.append(f"{who} run with one seed: its spread is not known, so small differences say nothing.")
     for metric in study.shown_metrics():
         summaries = study.summaries(metric.key)
-        for name in [name for name in summaries if name in best(metric, summaries)][:1]:  # a tie is one line, too
+        for name in [name for name in summaries if name in best(metric, summaries)][:1]:  # a tie is also one line
             rivals = [other for other in summaries if other != name and _close(summaries[name], summaries[other])]
             if rivals:
                 lines.append(

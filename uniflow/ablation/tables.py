@@ -66,8 +66,8 @@ def means_table(study: Study) -> Table:
     for name, group in variants.items():
         row: list[str] = [name, *([str(len(group))] if seeded else [])]
         for metric, summaries in columns.items():
-            found = summaries.get(name)
-            text = metric.show(found.mean, found.spread) if found is not None else ""
+            summary = summaries.get(name)
+            text = metric.show(summary.mean, summary.spread) if summary is not None else ""
             row.append(Best(text) if name in best(metric, summaries) else text)
         rows.append(row)
     what = "Mean ± sample standard deviation over seeds" if seeded else "Results, one run each"
@@ -86,7 +86,7 @@ def layers_table(study: Study) -> Table | None:
 
 
 def options_table(study: Study) -> Table | None:
-    """What makes each variant; None if nothing is known of it."""
+    """What makes each variant; None if that is not known."""
     options = study.options
     names = list(dict.fromkeys(name for changes in options.values() for name in changes))
     if not names:

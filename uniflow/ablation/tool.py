@@ -30,7 +30,7 @@ def ablate(
     redo: bool = False,
     dry_run: bool = False,
 ) -> int:
-    """Run an ablation: train and evaluate each variant with each seed, then write tables, plots and pictures.
+    """Run an ablation: train and evaluate each variant with each seed, then write tables, plots and images.
 
     The same command again continues: finished runs are kept, a run that was stopped goes on from its last.ckpt, one
     that failed is tried again.
@@ -38,13 +38,13 @@ def ablate(
     Args:
         config: the ablation, a YAML file; docs/ablation.md says what it holds.
         out: folder for the runs and the report. Default: runs/ablations/NAME_OF_THE_FILE.
-        jobs: runs at a time. On this machine each has one thread (OMP_NUM_THREADS=1) if there are several.
+        jobs: runs at a time. With several on this machine, each has one thread (OMP_NUM_THREADS=1).
         launcher: local starts processes here, slurm submits jobs (pip install uniflow[slurm]).
         slurm: what each job asks SLURM for.
-        seeds: in place of the file's seeds.
-        only: run these variants alone; the report still shows all that were run.
+        seeds: instead of the file's seeds.
+        only: run only these variants; the report still shows all that were run.
         options: further options of all runs, such as '{"trainer.max_steps": 50}'; those of a variant come after them.
-        redo: runs that were made with other settings are deleted and made again; without it they are refused.
+        redo: whether to delete and repeat runs that were made with other settings; without it they are refused.
         dry_run: show the commands and where each run stands; nothing is run or written.
 
     Returns:

@@ -40,7 +40,7 @@ def write_report(study: Study, out: Path, first_large: bool = False) -> None:
     shown = [name for name, exists in images.items() if exists]
     (out / "report.md").write_text(markdown(study, shown), encoding="utf-8")
     print(terminal(study) + (f"\n\n{note}" if note else ""))
-    print(f"\nTables, pictures and plots: {', '.join(str(out / name) for name in ('report.html', *shown))}")
+    print(f"\nTables, images and plots: {', '.join(str(out / name) for name in ('report.html', *shown))}")
     print(f"The same as text: {out / 'report.md'}, {out / 'results.csv'}")
 
 
@@ -61,7 +61,7 @@ def markdown(study: Study, images: list[str]) -> str:
 
     Args:
         study: the runs.
-        images: names of picture files beside it.
+        images: names of image files beside it.
     """
     parts = [f"# {study.title}", study.description.strip(), protocol_warning(study), failed_line(study)]
     if study.finished:
@@ -91,29 +91,29 @@ def _plots(study: Study) -> tuple[list[Plot], str]:
 
 
 def _pictures(study: Study) -> dict[str, dict[str, Tensor]]:
-    """The test pictures of each variant's first run that has any."""
-    found = {}
+    """The test images of each variant's first run that has any."""
+    images = {}
     for name, group in study.variants.items():
         files = [run.folder / "images" / "test.safetensors" for run in group]
         file = next((file for file in files if file.is_file()), None)
         if file is not None:
-            found[name] = load_file(file)
-    return found
+            images[name] = load_file(file)
+    return images
 
 
 def _captions(study: Study) -> dict[str, str]:
-    """For each variant, and for "teacher", its numbers in a picture: how well it paints, how much it understands."""
-    found: dict[str, list[str]] = {}
+    """Captions of each variant and of "teacher": how well it reconstructs, how much it understands."""
+    captions: dict[str, list[str]] = {}
     for key, word in ((RECONSTRUCTION, "PSNR"), (UNDERSTANDING, "probe")):
         for name, summary in study.summaries(key).items():
-            found.setdefault(name, []).append(f"{word} {KNOWN[key].show(summary.mean)}")
+            captions.setdefault(name, []).append(f"{word} {KNOWN[key].show(summary.mean)}")
     teacher = study.summaries("test/probe_teacher")
     if teacher:
-        found["teacher"] = [f"probe {KNOWN['test/probe_teacher'].show(next(iter(teacher.values())).mean)}"]
-    return {name: "\n".join(lines) for name, lines in found.items()}
+        captions["teacher"] = [f"probe {KNOWN['test/probe_teacher'].show(next(iter(teacher.values())).mean)}"]
+    return {name: "\n".join(lines) for name, lines in captions.items()}
 
 
 def _of_one_shape(pictures: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Mapping[str, Tensor]]:
-    """Those whose images have the shape of the first's; the HTML page shows the others, too."""
+    """Those whose images have the shape of the first's; the HTML page also shows the others."""
     shape = next(iter(pictures.values()))["original"].shape
     return {name: rows for name, rows in pictures.items() if rows["original"].shape == shape}

@@ -16,7 +16,7 @@ from uniflow.core.exit_codes import INTERRUPTED
 
 # Lightning's entry points: name -> what it does.
 RUNS = {
-    "fit": "train a model; writes checkpoints, curves and pictures into one folder",
+    "fit": "train a model; writes checkpoints, curves and images into one folder",
     "validate": "evaluate on the validation data",
     "test": "evaluate on the test data; writes test_results.json into the run's folder",
     "predict": "run the model over the data",
@@ -46,9 +46,9 @@ TOOLS = {
         "write the photographs of scikit-image and scikit-learn",
     ),
     "ablate": ("uniflow.ablation.tool:ablate", "run variants of a recipe with several seeds, and compare them"),
-    "report": ("uniflow.tools.report:report", "compare runs: tables, plots and pictures"),
+    "report": ("uniflow.tools.report:report", "compare runs: tables, plots and images"),
     "push": ("uniflow.tools.push:push", "upload a tokenizer with its card to Hugging Face's hub"),
-    "evaluate": ("uniflow.tools.evaluate:evaluate", "judge a tokenizer on pictures by the evaluation protocol"),
+    "evaluate": ("uniflow.tools.evaluate:evaluate", "judge a tokenizer on images by the evaluation protocol"),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",
         "quality and cost against sampler steps and start noise",
@@ -75,8 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: the command line without the program's name; None takes the process's.
 
     Returns:
-        The exit code: 0, 2 for input that the user can put right (one line on stderr), 130 when interrupted. Errors
-        of the program itself are raised.
+        The exit code: 0; 2 for errors that the user can fix (one line on stderr); 130 when interrupted. Bugs raise.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     # A console script does not have the current directory on its path; a user's own parts live there. Last, so that

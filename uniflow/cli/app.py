@@ -218,7 +218,7 @@ class UniflowCLI(LightningCLI):
 
     @contextmanager
     def run_errors(self) -> Iterator[None]:
-        """Turn what the user can put right, raised while the trainer runs, into `UserError`."""
+        """Turn errors that the user can fix, raised while the trainer runs, into `UserError`."""
         try:
             yield
         except SystemExit:

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: RUN/last.ckpt to go on from, RUN/best.ckpt to use."""
+"""The two checkpoints of a run: RUN/last.ckpt to resume from, RUN/best.ckpt to use."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ warning_cache = WarningCache()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint straight to the disk, beside its place, and moves it there when it is whole.
+    """Writes a checkpoint under a temporary name beside its final one, and renames it when it is complete.
 
     Lightning's own holds a second copy in memory and writes to the system's folder for temporary files. Where that is
-    another file system, it is copied from there over the old checkpoint, and a kill meanwhile leaves half of one.
+    another file system, the file is copied over the old checkpoint, and a kill during the copy leaves a broken file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
@@ -60,10 +60,10 @@ class LastCheckpoint(RunCheckpoint):
     """Writes RUN/last.ckpt after every validation (every training epoch without one) and at the end of training.
 
     Args:
-        every_n_train_steps: write every so many steps instead.
-        every_n_epochs: write every so many epochs instead.
+        every_n_train_steps: number of training steps between two writes, instead.
+        every_n_epochs: number of epochs between two writes, instead.
         save_weights_only: leave out the optimizer's state; such a checkpoint cannot be resumed from.
-        save_on_exception: write when training is interrupted, too.
+        save_on_exception: also write when training is interrupted.
     """
 
     def __init__(

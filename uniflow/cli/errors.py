@@ -1,4 +1,4 @@
-"""One clear line for what the user can put right."""
+"""One clear line for errors that the user can fix."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from uniflow.cli.errors import UserError, readable_report
 
 
 class Parser(LightningArgumentParser):
-    """Raises `UserError` in place of printing the usage, and guesses what a misspelt option was meant to be."""
+    """Raises `UserError` instead of printing the usage, and guesses what a misspelt option was meant to be."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = self._explain(message)
@@ -30,7 +30,7 @@ class Parser(LightningArgumentParser):
             raise UserError(f"{path}: {error}") from error
 
     def _explain(self, message: str) -> str:
-        """`message`, with what is accepted in place of an unknown option."""
+        """`message`, with the closest known option."""
         if match := re.match(r"unrecognized arguments: ([^\s=]+)", message):
             close = difflib.get_close_matches(match[1], list(self._option_string_actions), n=1)
             return f"there is no option {match[1]}" + (f"; did you mean {close[0]}?" if close else "")

@@ -16,7 +16,7 @@ def progress_bar() -> ProgressBar:
 
 
 class TerminalProgress(RichProgressBar):
-    """Lightning's bar, with words for what it calls "Sanity Checking", and no "Epoch 0/-2" without a last epoch."""
+    """Lightning's bar with a clearer name for "Sanity Checking", and without "Epoch 0/-2" if there is no last epoch."""
 
     @property
     def sanity_check_description(self) -> str:
@@ -29,7 +29,7 @@ class TerminalProgress(RichProgressBar):
 
 
 class LogProgress(ProgressBar):
-    """Prints a line every `SECONDS` and at the end of each epoch: steps, steps per second, and the bar's metrics."""
+    """Prints a line every `SECONDS` and at the end of each epoch: steps, steps per second, metrics."""
 
     SECONDS = 20.0
 

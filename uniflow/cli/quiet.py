@@ -12,18 +12,18 @@ _WARNINGS = (
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
     r".*The dirpath has changed from .*",  # a run's checkpoints always lie in its own folder
     r".*Couldn't infer the batch indices fetched.*",
-    r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # evaluations log what all processes found
-    r".*FSDP2-wrapped module .* returned a view tensor.*",  # which nobody changes in place
+    r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # evaluations log values that all processes share
+    r".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody changes it in place
     r".*You are using `torch.load` with `weights_only=.*",
 )
 _LOGS = (
     "Tip:",
-    "Seed set to",  # which stands in config.yaml, as does the precision
+    "Seed set to",  # config.yaml has it, and the precision
     "Automatic Mixed Precision (AMP)",
-    "GPU available: False",  # of a GPU that is there it is told whether it is used
+    "GPU available: False",  # if there is a GPU, another line says whether it is used
     "`Trainer.fit` stopped: `max_steps=",  # the line before says so: step 600/600
     "`Trainer.fit` stopped: `max_epochs=",
-    "Restoring states from the checkpoint path",  # that they have been restored is told, too
+    "Restoring states from the checkpoint path",  # another message says that they have been restored
     "TPU available",
     "HPU available",
     "litlogger",

@@ -36,7 +36,7 @@ class RunFolder:
 
     Args:
         command: fit, validate, test or predict.
-        config: the parsed options of that command; `run` and `ckpt_path` are completed in place.
+        config: the parsed options of that command; `run` and `ckpt_path` are filled in.
         parser: the parser that they came from, which also writes them.
     """
 
@@ -105,16 +105,16 @@ class RunFolder:
         if checkpoint.startswith(ELSEWHERE) or "://" in checkpoint:
             return checkpoint
         path = self.path / f"{checkpoint}.ckpt" if checkpoint in SHORTHANDS else Path(checkpoint)
-        found = existing(path)
-        if found is None:
+        available = existing(path)
+        if available is None:
             raise UserError(f"--ckpt_path {checkpoint}: there is no checkpoint {path}")
         if self.command != "fit":  # a fit has moved it back, or its first process does
-            path = found
-        if not (is_sharded_checkpoint(found) if found.is_dir() else zipfile.is_zipfile(found)):
+            path = available
+        if not (is_sharded_checkpoint(available) if available.is_dir() else zipfile.is_zipfile(available)):
             raise UserError(f"--ckpt_path {checkpoint}: {path} is not a checkpoint")
-        if found.is_dir() and self.command == "fit" and not self._shards():
+        if available.is_dir() and self.command == "fit" and not self._shards():
             raise UserError(
-                f"--ckpt_path {checkpoint}: {path} is of a sharded run, which goes on with --trainer.strategy fsdp2; "
+                f"--ckpt_path {checkpoint}: {path} belongs to a sharded run; resume it with --trainer.strategy fsdp2; "
                 "one process is enough"
             )
         return str(path)
@@ -142,7 +142,7 @@ class RunFolder:
         return _SaveConfig(self)
 
     def save_config(self) -> None:
-        """Write config.yaml: all options, with nothing left to a default; a checkpoint to resume from is no part."""
+        """Write config.yaml: all options, with nothing left to a default; the checkpoint to resume from is left out."""
         config = self.config.clone()
         config.ckpt_path = None
         with replacing(self.path / CONFIG) as new:
@@ -179,7 +179,7 @@ class _SaveConfig(Callback):
 
 
 class StageWatch(Callback):
-    """Knows whether the first batch has been reached: errors before it are the user's to put right."""
+    """Knows whether the first batch has been reached: errors before it are the user's to fix."""
 
     running = False
 

@@ -16,7 +16,7 @@ from uniflow.cli.errors import UserError, user_errors
 def run_tool(name: str, target: str, args: list[str]) -> int:
     """Call `target` ("module:function") with the arguments that `args` gives for its signature.
 
-    Parameters without a default are positional, and take any number of values if they are a list or `*names`;
+    Parameters without a default are positional, and take any number of values if they are lists or `*names`;
     keyword-only ones and those with a default are options.
 
     Returns:

@@ -37,13 +37,13 @@ def plot_curves(runs: dict[str, Path], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    curves = {name: found for name, run in runs.items() if (found := read_curves(run))}
+    curves = {name: run_curves for name, run in runs.items() if (run_curves := read_curves(run))}
     if not curves:
         return False
     figure = Figure(figsize=(12, 3 * len(curves)), layout="constrained")
     axes = figure.subplots(len(curves), 3, squeeze=False)
-    for row, (name, found) in zip(axes, curves.items(), strict=True):
-        losses = {key: curve for key, curve in found.items() if key.startswith("train/") and key != "train/loss"}
+    for row, (name, run_curves) in zip(axes, curves.items(), strict=True):
+        losses = {key: curve for key, curve in run_curves.items() if key.startswith("train/") and key != "train/loss"}
         _draw(row[0], f"{name}: losses", {key.removeprefix("train/"): curve for key, curve in losses.items()})
         row[0].set_yscale("log")
         if losses:
@@ -52,7 +52,7 @@ def plot_curves(runs: dict[str, Path], path: Path) -> bool:
             (row[1], "distance to the teacher, by layer", "distance"),
             (row[2], "weight, by layer", "weight"),
         ):
-            layers = _layers(found, what)
+            layers = _layers(run_curves, what)
             # From dark to light with depth, so that the order shows without reading the legend.
             _draw(axis, title, layers, colormaps["viridis"](np.linspace(0, 0.92, len(layers))))
         _layer_legend(row[2])
@@ -75,10 +75,10 @@ def _layer_legend(axis: Any) -> None:
     lines, names = axis.get_legend_handles_labels()
     if names:
         every = -(-len(names) // 12)
-        place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
-        axis.legend(lines[::-every], names[::-every], title="layer", fontsize=7, title_fontsize=7, **place)
+        legend_position = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+        axis.legend(lines[::-every], names[::-every], title="layer", fontsize=7, title_fontsize=7, **legend_position)
 
 
 def _layers(curves: dict[str, Curve], what: str) -> dict[str, Curve]:
-    found = {match[1]: key for key in curves if (match := re.fullmatch(rf"layers/{what}_(\d+)", key))}
-    return {str(int(layer)): curves[found[layer]] for layer in sorted(found)}
+    keys = {match[1]: key for key in curves if (match := re.fullmatch(rf"layers/{what}_(\d+)", key))}
+    return {str(int(layer)): curves[keys[layer]] for layer in sorted(keys)}

@@ -1,4 +1,4 @@
-"""Pictures that people look at: grids of images, features and numbers as colours, sheets with captions."""
+"""Images that people look at: grids of images, features and numbers as colours, sheets with captions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pca_image(features: Tensor, basis: tuple[Tensor, Tensor, Tensor], size: tupl
 def heat_map(values: Tensor) -> Tensor:
     """Numbers (..., h, w) in [0, 1] as colours (..., 3, h, w) from black (0) over red and yellow to white (1).
 
-    The lightness rises all the way, so the picture reads in grey, too.
+    The lightness rises throughout, so the image can also be read in grey.
     """
     values = values.detach().float().clamp(0, 1)
     # Red is full at .45, green at .85; blue comes last.
@@ -57,7 +57,7 @@ def error_map(reconstruction: Tensor, original: Tensor, gain: float = 4.0) -> Te
 
 
 def rows_to_grid(rows: Sequence[Tensor], scale: int = 1) -> Tensor:
-    """Rows of images (B, 3, H, W) in [0, 1], all of one shape, as one picture (3, H', W'), one row under the other."""
+    """Rows of images (B, 3, H, W) in [0, 1], all of one shape, as one image (3, H', W'), one row under the other."""
     columns = rows[0].shape[0]
     images = torch.cat([row.detach().float().cpu() for row in rows])
     if scale > 1:
@@ -66,7 +66,7 @@ def rows_to_grid(rows: Sequence[Tensor], scale: int = 1) -> Tensor:
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
-    """Write a picture (3, H, W) in [0, 1] as PNG, making its folder if need be."""
+    """Write an image (3, H, W) in [0, 1] as PNG, making its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(picture, path)
 
@@ -83,7 +83,7 @@ def row_png(images: Tensor, largest: int = 128) -> bytes:
 
 
 def fit_side(picture: Tensor, side: int) -> Image.Image:
-    """A picture (3, H, W) in [0, 1] that is at most `side` pixels long; a small one is enlarged by a whole factor."""
+    """An image (3, H, W) in [0, 1] that is at most `side` pixels long; a small one is enlarged by a whole factor."""
     longer = max(picture.shape[-2:])
     picture = picture.detach().float().clamp(0, 1).cpu()
     if longer > side:
@@ -95,12 +95,12 @@ def fit_side(picture: Tensor, side: int) -> Image.Image:
 def captioned_sheet(
     rows: Sequence[Sequence[tuple[str, Tensor]]], side: int | Sequence[int] = 224, title: str = ""
 ) -> Image.Image:
-    """Rows of pictures, each under its caption, as one picture.
+    """Rows of images, each under its caption, as one image.
 
     Args:
-        rows: (caption, picture (3, H, W) in [0, 1]); a caption can have several lines, and is cut to its picture's
+        rows: (caption, image (3, H, W) in [0, 1]); a caption can have several lines, and is cut to its image's
             width.
-        side: what pictures are brought to, see `fit_side`; one for all rows, or one for each.
+        side: what images are brought to, see `fit_side`; one for all rows, or one for each.
         title: over all of them.
     """
     font, large = ImageFont.load_default(13), ImageFont.load_default(18)
@@ -146,7 +146,7 @@ LARGE, SMALL = 256, 128  # their sides in pixels
 def comparison_picture(
     runs: Mapping[str, Mapping[str, Tensor]], captions: Mapping[str, str] | None = None, first_large: bool = False
 ) -> Image.Image:
-    """A labelled picture of several runs on the same images.
+    """A labelled image of several runs on the same images.
 
     The originals come first and large, with `first_large` the first run's reconstructions under them. Then every run
     has a row of pairs: its reconstruction, and beside it the student's features; the first pair is the original and the
@@ -159,12 +159,12 @@ def comparison_picture(
     """
     notes = captions or {}
     first = next(iter(runs))
-    painted = {
+    decoded = {
         name: min((key for key in rows if key.startswith("reconstruction")), key=_steps) for name, rows in runs.items()
     }
     large = [("original", "", runs[first]["original"])]
     if first_large:
-        large.append((_words(first), f"{painted[first]}\n{notes.get(first, '')}", runs[first][painted[first]]))
+        large.append((_words(first), f"{decoded[first]}\n{notes.get(first, '')}", runs[first][decoded[first]]))
     small = [
         (
             "before training",
@@ -174,7 +174,7 @@ def comparison_picture(
         )
     ]
     small += [
-        (_words(name), f"{painted[name]}\n{notes.get(name, '')}", rows[painted[name]], rows["student"])
+        (_words(name), f"{decoded[name]}\n{notes.get(name, '')}", rows[decoded[name]], rows["student"])
         for name, rows in runs.items()
     ]
     rows = [(name, note, [_tile(LARGE, image) for image in images[:SHOWN]]) for name, note, images in large]

@@ -31,7 +31,7 @@ class WorstImages:
 
     Args:
         count: how many to keep for each metric.
-        metrics: columns of the rows, of which higher is better.
+        metrics: columns of the rows; higher is better in each.
 
     Raises:
         ValueError: if `count` is below 1.

@@ -76,13 +76,13 @@ def _counted(call: Callable[[], T]) -> tuple[T, float]:
 
 
 def training_hours(images: float, gflop: float, *, devices: int, device_tflops: float, mfu: float) -> float:
-    """Hours to train on so many `images`, with repetitions.
+    """Hours to train on `images` images, with repetitions.
 
     Args:
         images: images that all devices together are trained on.
         gflop: of a training step, for each image.
         devices: GPUs.
         device_tflops: 10^12 operations a second that one GPU can do at most, in the precision that is used.
-        mfu: share of that which training reaches (model FLOP utilisation).
+        mfu: share of `device_tflops` that training reaches (model FLOP utilisation).
     """
     return images * gflop / (devices * device_tflops * 1e3 * mfu) / 3600

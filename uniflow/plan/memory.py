@@ -63,15 +63,15 @@ def memory_of(
         FSDP2  (P + O + A + T) / N + max over time of (a + s / N) + g (R + 2 B) + B
 
     g is 1/2 where parameters are gathered in bfloat16, else 1. Blocks are gathered one ahead of their use, hence 2 B;
-    the last B is a block's gradient in float32, before it is shared out. A block's parameters are given back after its
-    forward pass, those outside of blocks, the teacher's too, are not. Parameters gathered in float32 are cast by
+    the last B is a block's gradient in float32, before it is shared out. A block's parameters are freed after its
+    forward pass; those outside of blocks, also the teacher's, are not. Parameters gathered in float32 are cast by
     autocast, and the casts are kept for the backward pass: they are in a, and not sharded.
 
     Args:
         fake: the task.
         shape: of the batch of images in one process, (B, 3, H, W).
         devices: GPUs, N.
-        mixed: see `FakeTask.step`, likewise the others.
+        mixed: see `FakeTask.step`, as for the others.
         checkpointing: every block of encoder and decoder keeps only its input.
         average: whether there is an EMA of the trained parameters.
         accumulate: whether gradients are accumulated over several batches.
@@ -97,17 +97,17 @@ def memory_of(
         if in_bfloat16 and not mixed:
             continue
         if strategy == "ddp":
-            own = {**states, "teacher": sizes["teacher"] - (sizes["rounded"] if mixed else 0)}
+            shares = {**states, "teacher": sizes["teacher"] - (sizes["rounded"] if mixed else 0)}
             buckets, gathered = step.gradients if devices > 1 else 0, 0
         else:
-            own = {name: -(-size // devices) for name, size in states.items()}
+            shares = {name: -(-size // devices) for name, size in states.items()}
             in_use = sizes["rest"] + 2 * sizes["block"]
             buckets, gathered = 0, (in_use // 2 if in_bfloat16 else in_use) + sizes["block"]
         rows.append(
             Memory(
-                "bf16-mixed" if mixed else "float32", strategy, checkpointing, **own,
+                "bf16-mixed" if mixed else "float32", strategy, checkpointing, **shares,
                 activations=step.activations[strategy], buckets=buckets, gathered=gathered,
-                total=sum(own.values()) - own["gradients"] + peak + buckets + gathered,
+                total=sum(shares.values()) - shares["gradients"] + peak + buckets + gathered,
             )
         )  # fmt: skip
     return rows

@@ -32,13 +32,13 @@ class Plan:
     Attributes:
         name: of the encoder or the recipe.
         size: of the images, (H, W).
-        batch_size: images a GPU and step, before accumulation.
+        batch_size: images per GPU and step, before accumulation.
         devices: GPUs.
         parts: the networks.
-        training_gflop: of forward and backward pass, an image.
+        training_gflop: of the forward and backward pass of one image.
         memory: of one GPU, a row for each precision, strategy, and for activation checkpointing off and on.
         images: images to train on, with repetitions; None if the recipe does not say how many an epoch has.
-        hours: of the whole run; None likewise.
+        hours: of the whole run; None if that is not known.
         assumed: `mfu` and `device_tflops`, by which the hours were computed.
     """
 
@@ -54,7 +54,7 @@ class Plan:
     assumed: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """All of it, ready for JSON; bytes are whole numbers."""
+        """The whole plan, ready for JSON; bytes are whole numbers."""
         return asdict(self)
 
 

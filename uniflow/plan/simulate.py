@@ -1,4 +1,4 @@
-"""A training step without memory: its tensors have shapes, types and lifetimes, and nothing in them."""
+"""A simulated training step: its tensors have shapes, types and lifetimes, but no content and no memory."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Step:
     Attributes:
         gradients: of all trained parameters.
         optimizer: the optimizer's states, from its first step on.
-        activations: the most that lives besides at a time, by strategy: activations, casts of weights, temporaries.
-        peak: the most of activations and (sharded) gradients together, likewise. Gradients come as activations go, so
+        activations: the most that everything else takes at a time, by strategy: activations, casts of weights,
+            temporaries.
+        peak: the most of activations and (sharded) gradients together, in bytes. Gradients come as activations go, so
             it is less than their sum.
     """
 
@@ -43,7 +44,7 @@ class Step:
 
 
 class FakeTask:
-    """A task that is built in full, but of tensors without content, on the CPU. Nothing is allocated or fetched.
+    """A complete task on the CPU whose tensors have no content. Nothing is allocated or fetched.
 
     Args:
         task: made without `pretrained` weights, and not built yet; it is built here.
@@ -144,7 +145,7 @@ def _rounded(task: Task) -> Iterator[Tensor]:
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """In place of what logs."""
+    """Replaces the functions that log."""
 
 
 @contextlib.contextmanager

@@ -30,22 +30,22 @@ def evaluation_batches(
     batch_size: int = 16,
     num_workers: int = 2,
 ) -> tuple[Iterable[dict[str, Any]], dict[str, Any]]:
-    """What tools judge on: pictures, or a data module's test split.
+    """What tools judge on: images, or a data module's test split.
 
     Args:
         default_size: `size` where none is given.
-        images: pictures, or folders of them.
-        data: a data module in place of pictures; its own crops and batches are used.
-        size: side in pixels of the pictures' central crop.
+        images: image files, or folders of them.
+        data: a data module instead of images; its own crops and batches are used.
+        size: side in pixels of the images' central crop.
         crop: share of the resized short side that the crop keeps.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
         num_workers: processes that read pictures.
 
     Returns:
         Batches, dicts with "image" (B, 3, H, W) and mostly "name"; and the crops for the protocol's fingerprint.
 
     Raises:
-        ValueError: if neither pictures nor data are named, or both are, or a picture is missing.
+        ValueError: if neither images nor data are named, or both are, or an image is missing.
     """
     if (data is None) == (not images):
         raise ValueError("name what to judge on: either --images FOLDER or --data configs/data/scenes.yaml")
@@ -85,12 +85,12 @@ def load_tokenizer(
 class _Pictures(Dataset):
     """Image files, cropped for evaluation; one that cannot be read is left out and named.
 
-    A picture's name is its path from the innermost folder that all are in.
+    An image's name is its path from the innermost folder that all are in.
     """
 
     def __init__(self, paths: Sequence[Path], crop: CenterCrop) -> None:
         if missing := [path for path in paths if not path.exists()]:
-            raise ValueError(f"no such picture or folder: {missing[0]}")
+            raise ValueError(f"no such image or folder: {missing[0]}")
         self.files = [f for path in paths for f in ([path / n for n in list_images(path)] if path.is_dir() else [path])]
         common = Path(os.path.commonpath([path.absolute() for path in paths]))
         self.root = common if common.is_dir() else common.parent

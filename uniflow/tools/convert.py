@@ -15,7 +15,7 @@ def convert(direction: Literal["official", "to-official"], source: Path, out: Pa
         direction: official reads the release's format and writes a tokenizer; to-official the other way round.
         source: the release's folder (config.json and model.safetensors, or shards of it); for to-official a
             tokenizer's folder, or a checkpoint.
-        out: folder for the result; made if need be.
+        out: folder for the result; made if needed.
         overwrite: write into a folder that is not empty.
 
     Raises:

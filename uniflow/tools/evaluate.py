@@ -39,31 +39,31 @@ def evaluate(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fast_cpu: bool = True,
 ) -> None:
-    """Judge a tokenizer by the evaluation protocol, on pictures or a data module's test split.
+    """Judge a tokenizer by the evaluation protocol, on images or a data module's test split.
 
     Args:
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or a hub id.
-        images: pictures, or folders of them.
-        data: a data module in place of pictures, such as configs/data/scenes.yaml; its own crops and batches are used.
-        out: folder for `results.json`, `images.csv` with one row a picture, `slices.csv` and `worst.png`; none by
+        images: image files, or folders of them.
+        data: a data module instead of images, such as configs/data/scenes.yaml; its own crops and batches are used.
+        out: folder for `results.json`, `images.csv` with one row an image, `slices.csv` and `worst.png`; none by
             default.
-        size: side in pixels of the pictures' central crop; by default the size that the encoder was pretrained at.
+        size: side in pixels of the images' central crop; by default the size that the encoder was pretrained at.
         crop: share of the resized short side that the crop keeps.
         steps: numbers of sampler steps; 1 by default.
-        batch_size: pictures at a time; the numbers do not depend on it.
+        batch_size: images at a time; the numbers do not depend on it.
         num_workers: processes that read pictures.
         protocol: what to compute.
-        slices: whether to print the numbers of slices of the pictures, too: of little and of much texture, of each
-            folder, and so on.
-        worst: how many pictures `worst.png` shows for PSNR and for SSIM; 0 is no such file.
+        slices: whether to also print the numbers of slices of the images: little texture, much texture, each folder,
+            and so on.
+        worst: how many images `worst.png` shows for PSNR and for SSIM; 0 writes no such file.
         device: where to compute; auto takes a GPU if there is one.
         fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
 
     Raises:
-        ValueError: if neither pictures nor data are named, or both are, or none can be read.
+        ValueError: if neither images nor data are named, or both are, or none can be read.
     """
     if worst < 0:
-        raise ValueError(f"worst is a number of pictures, 0 or more, not {worst}")
+        raise ValueError(f"worst is a number of images, 0 or more, not {worst}")
     model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     batches, crops = evaluation_batches(
         model.encoder.spec.image_size, images, data, size, crop, batch_size, num_workers
@@ -75,11 +75,11 @@ def evaluate(
     for batch in batches:
         with torch.inference_mode():
             pixels = batch["image"].to(picked)
-            painted = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, batch.get("name"))
+            decoded = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, batch.get("name"))
         if gallery is not None:
-            gallery.update(evaluation.rows[-len(pixels) :], pixels, painted)
+            gallery.update(evaluation.rows[-len(pixels) :], pixels, decoded)
     if not evaluation.rows:
-        raise ValueError("none of the pictures can be read")
+        raise ValueError("none of the images can be read")
     numbers = evaluation.compute()
     settings = evaluation.settings(**crops, steps=list(counts), precision="32-true")
     _print(numbers, settings)

@@ -48,7 +48,7 @@ def export(
         opset: version of ONNX's operators.
 
     Raises:
-        ValueError: if a part cannot be exported, a size is no multiple of the patch size, or a program differs.
+        ValueError: if a part cannot be exported, a size is not a multiple of the patch size, or a program differs.
         ImportError: if ONNX is asked for and its packages are missing.
     """
     if format != "torch":

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of one picture: features, similarity, latents and errors, as pictures."""
+"""What a tokenizer makes of one image: features, similarity, latents and errors, as images."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from uniflow.tools.common import load_tokenizer
 GAIN = 4  # of the differences shown
 CHANNELS = 16  # of the latents shown
 MARK = (0.0, 0.55, 1.0)  # colour of the frame around the chosen patch: none that a heat map has
-SIDE, WIDE, TILE = 224, 926, 112  # pixels in the sheet: of a picture, of four in a row, of a latent channel
+SIDE, WIDE, TILE = 224, 926, 112  # pixels in the sheet: of an image, of four in a row, of a latent channel
 
-Panel = tuple[str, Tensor]  # a caption and a picture (3, H, W) in [0, 1]
+Panel = tuple[str, Tensor]  # a caption and an image (3, H, W) in [0, 1]
 
 
 @dataclass
 class Look:
-    """Pictures of one image.
+    """The images of one sheet.
 
     Attributes:
-        panels: caption and picture (3, H, W) in [0, 1], by a name that is fit for a file.
+        panels: caption and image (3, H, W) in [0, 1], by a name that is fit for a file.
         rows: names of the panels in each row of the sheet, and what these are brought to, in pixels.
     """
 
@@ -75,14 +75,14 @@ class _View:
     patch: tuple[int, int]
 
     def pixels(self, patches: Tensor) -> Tensor:
-        """A picture (3, h, w) of patches as one of pixels (3, H, W)."""
+        """An image (3, h, w) of patches as one of pixels (3, H, W)."""
         pixels = patches.repeat_interleave(self.side, dim=-2).repeat_interleave(self.side, dim=-1)
         return pixels[..., : self.size[0], : self.size[1]]
 
     def frame(self, picture: Tensor) -> Tensor:
-        """The picture (3, H, W) with a frame around the chosen patch, which stays as it is."""
+        """The image (3, H, W) with a frame around the chosen patch, which stays as it is."""
         picture, line = picture.clone(), max(1, round(max(self.size) / 120))  # wide enough to be seen in the sheet
-        top, left = (self.side * place for place in self.patch)
+        top, left = (self.side * index for index in self.patch)
         edges = torch.zeros(self.size, dtype=torch.bool, device=picture.device)
         outer = (slice(max(0, start - line), start + self.side + line) for start in (top, left))
         edges[tuple(outer)] = True
@@ -103,24 +103,24 @@ def look(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     fast_cpu: bool = True,
 ) -> None:
-    """Show what a tokenizer makes of a picture: features, similarity, latents, errors; sheet and PNGs of its own each.
+    """Show what a tokenizer makes of an image: features, similarity, latents, errors; one sheet, and each as a PNG.
 
     Args:
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or a hub id.
-        image: the picture.
-        out: folder for `look.png` and the single pictures.
+        image: the image file.
+        out: folder for `look.png` and the single images.
         layers: numbers of the encoder's layers, 1 = first as in the logs, -1 = last; by default four, evenly spaced.
         patch: row and column of the patch that all others are compared with, 0 = first; by default the middle one.
-        teacher: whether to show the encoder that training started from, too; its weights come from where they came
-            from then, as the tokenizer's config says.
+        teacher: whether to also show the encoder that training started from; its weights are read or fetched from
+            the source that the tokenizer's config names.
         steps: sampler steps of a flow decoder; by default the decoder's own number.
-        size: short side in pixels to which the picture is resized first; by default the size that the encoder was
-            pretrained at; 0 keeps the picture's own.
+        size: short side in pixels to which the image is resized first; by default the size that the encoder was
+            pretrained at; 0 keeps the image's own.
         device: where to compute; auto takes a GPU if there is one.
         fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
 
     Raises:
-        ValueError: if the picture cannot be read, there is no such layer or patch, or no teacher to be had.
+        ValueError: if the image cannot be read, there is no such layer or patch, or no teacher's weights.
     """
     model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     side = model.encoder.spec.image_size if size is None else size
@@ -128,9 +128,9 @@ def look(
     if side:
         pixels = resize_short_side(pixels, side)
     original = first_encoder(model) if teacher else None
-    found = look_at(model, pixels.to(picked), layers, patch, original, steps)
-    found.save(out)
-    print(f"{found.panels['reconstruction'][0]} -> {out / 'look.png'}".replace("\n", ": "))
+    result = look_at(model, pixels.to(picked), layers, patch, original, steps)
+    result.save(out)
+    print(f"{result.panels['reconstruction'][0]} -> {out / 'look.png'}".replace("\n", ": "))
 
 
 @torch.inference_mode()
@@ -142,7 +142,7 @@ def look_at(
     teacher: VisionEncoder | None = None,
     steps: int | None = None,
 ) -> Look:
-    """The pictures of `look`, for one image.
+    """The panels of `look` for one image.
 
     The features' colours are their three principal directions over this image's patches, the teacher's directions if
     there is one. Similarity is the cosine between the features of each patch and those of the chosen one.
@@ -164,7 +164,7 @@ def look_at(
     rows, columns = student.grid
     row, column = patch = patch or (rows // 2, columns // 2)
     if not (0 <= row < rows and 0 <= column < columns):
-        raise ValueError(f"there is no patch ({row}, {column}): this picture has {rows} rows and {columns} columns")
+        raise ValueError(f"there is no patch ({row}, {column}): this image has {rows} rows and {columns} columns")
     view = _View((image.shape[-2], image.shape[-1]), tokenizer.encoder.spec.patch_size, layers, patch)
     latents, _ = tokenizer.bottleneck(student)
     result = Look()
@@ -211,7 +211,7 @@ def similarity_map(features: Tensor, patch: tuple[int, int]) -> Tensor:
 
 
 def strongest_channels(latents: Tensor, count: int = CHANNELS) -> tuple[Tensor, list[int]]:
-    """The channels of latents (C, h, w) that vary most over the picture, each brought to [0, 1].
+    """The channels of latents (C, h, w) that vary most over the image, each brought to [0, 1].
 
     Returns:
         At most `count` maps (k, h, w), float32, strongest first, and their numbers, 0 = first. A constant channel is 0.
@@ -242,16 +242,16 @@ def _reconstruction(
     height, width = view.size
     p = tokenizer.patch_size
     noise = noise_for(image_digests(image[None]), (3, latents.shape[-2] * p, latents.shape[-1] * p))
-    painted = tokenizer.decode(latents, steps=steps, noise=noise.to(latents.device)).float()[..., :height, :width]
+    decoded = tokenizer.decode(latents, steps=steps, noise=noise.to(latents.device)).float()[..., :height, :width]
     original = image[None] if image.is_floating_point() else image[None].float() / 255
-    quality = f"PSNR {psnr(painted, original).item():.2f} dB"
+    quality = f"PSNR {psnr(decoded, original).item():.2f} dB"
     if min(height, width) >= 11:  # SSIM's window
-        quality += f", SSIM {ssim(painted, original).item():.3f}"
+        quality += f", SSIM {ssim(decoded, original).item():.3f}"
     number = "" if steps is None else f", {steps} step{'s' if steps > 1 else ''}"
     return {
         "original": (f"original, {width} x {height}\nframe: patch {view.patch}", view.frame(original[0])),
-        "reconstruction": (f"reconstruction{number}\n{quality}", painted[0]),
-        "difference": (f"difference x {GAIN}", error_map(painted, original, GAIN)[0]),
+        "reconstruction": (f"reconstruction{number}\n{quality}", decoded[0]),
+        "difference": (f"difference x {GAIN}", error_map(decoded, original, GAIN)[0]),
     }
 
 

@@ -67,8 +67,8 @@ class _Cut:
         samples = []
         for top, left in self._places(item, image.shape[-2], image.shape[-1]):
             crop = image[:, top : top + self.crop_size, left : left + self.crop_size]
-            place = {"name": item.name, "top": top, "left": left}
-            samples.append({self.format: self._encode(crop), "json": place, **fields})
+            origin = {"name": item.name, "top": top, "left": left}
+            samples.append({self.format: self._encode(crop), "json": origin, **fields})
         return item, samples, None
 
     def _places(self, item: _Item, height: int, width: int) -> list[tuple[int, int]]:
@@ -185,10 +185,10 @@ def _items(
         if not isinstance(wanted, list):
             continue
         for name in wanted:
-            found = [n for n in splits["train"][1] if n == name or n.rsplit("/", 1)[-1] == name]
-            if not found:
+            matches = [n for n in splits["train"][1] if n == name or n.rsplit("/", 1)[-1] == name]
+            if not matches:
                 raise ValueError(f"pack: {name!r}, to be put into the {split} shards, is not in {source}")
-            moved.update(dict.fromkeys(found, split))
+            moved.update(dict.fromkeys(matches, split))
     numbers = {name: i for i, name in enumerate(class_names or [])}
     items = []
     for split, (root, names) in splits.items():

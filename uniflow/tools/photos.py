@@ -1,4 +1,4 @@
-"""The photographs that scikit-image and scikit-learn bring along, for trials on real images without a download."""
+"""The photographs that scikit-image and scikit-learn ship: real images without a download."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ PHOTOS = {
 def export_photos(out: Path) -> list[Path]:
     """Copy the installed packages' photographs into a folder, file by file as they are; nothing is downloaded.
 
-    Their sources and licences stand in the packages' own README files beside them.
+    The packages' README files beside them name their sources and licences.
 
     Args:
-        out: the folder; made if need be.
+        out: the folder; made if needed.
 
     Returns:
         The files written: 16 with scikit-image 0.26 and scikit-learn 1.9, 10 of them in colour.
@@ -44,17 +44,17 @@ def export_photos(out: Path) -> list[Path]:
         ValueError: if scikit-image or scikit-learn is not installed, or has no photographs.
     """
     sources = []
-    for place, names in PHOTOS.items():
-        package, _, folder = place.partition("/")
+    for location, names in PHOTOS.items():
+        package, _, folder = location.partition("/")
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ValueError(
                 f"the photographs need scikit-image and scikit-learn, and {package} is not installed: "
                 "pip install 'uniflow[dev]'"
             )
-        found = [path for name in names if (path := Path(spec.origin).parent / folder / name).is_file()]
-        if not found:
+        files = [path for name in names if (path := Path(spec.origin).parent / folder / name).is_file()]
+        if not files:
             raise ValueError(f"this version of {package} brings no photographs in {folder}")
-        sources += found
+        sources += files
     out.mkdir(parents=True, exist_ok=True)
     return [Path(shutil.copyfile(source, out / source.name)) for source in sources]

@@ -1,4 +1,4 @@
-"""`uniflow plan`: what a fit would take, from its options alone; nothing is allocated, read or fetched for it."""
+"""`uniflow plan`: what a fit would take, from its options alone; nothing is allocated, read or fetched."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ def plan(
     table: bool = False,
     json: str | None = None,
 ) -> None:
-    """Say what a fit would take, from its options alone: parameters, operations, memory a GPU, hours.
+    """Say what a fit would take, from its options alone: parameters, operations, memory per GPU, hours.
 
     Args:
         recipe: the task, and the options of its data and trainer.
-        batch_size: images a GPU; that of the data by default.
-        devices: GPUs in all; those of the trainer by default, 1 for `auto`.
-        image_size: side in pixels; that of the data by default.
-        epoch_images: training images an epoch, if the data does not say.
+        batch_size: images per GPU; by default that of the data.
+        devices: total number of GPUs; by default that of the trainer, 1 for `auto`.
+        image_size: side in pixels; by default that of the data.
+        epoch_images: training images per epoch, if the data does not say.
         mfu: model FLOP utilisation to compute hours with, in (0, 1].
-        device_tflops: 10^12 operations a second that a GPU can do at most; 989 is an H100's in dense bfloat16.
+        device_tflops: peak speed of a GPU in TFLOP/s; 989 is an H100's in dense bfloat16.
         table: plan the recipe for four encoders of 0.3 to 6 billion parameters, one line each, in bf16-mixed.
         json: file that the plan is also written to.
     """
@@ -104,7 +104,7 @@ class PlanCLI(RecipeTool):
         return PlanCLI([*self._args, "--table", "false", "--model.encoder", *options])
 
     def _set_seed(self) -> None:
-        """Nothing is drawn."""
+        """No seed: a plan needs no random numbers."""
 
     def before_instantiate_classes(self) -> None:
         options = self.config
@@ -149,7 +149,7 @@ def make_plan(
         assumed: `mfu` and `device_tflops` of the GPUs.
         name: what to call the plan; None is the encoder's class.
         batch_size, image_size, devices, epoch_images: as for `plan`; None is what the recipe says.
-        precisions: whether to plan memory for mixed precision, for each of them.
+        precisions: the precisions to plan memory for: True is bf16-mixed, False float32.
 
     Raises:
         UserError: if the recipe does not say what is not given.

@@ -15,13 +15,13 @@ FILES = (CARD_NAME, CONFIG_NAME, WEIGHTS_NAME)
 
 
 def push(folder: Path, repo_id: str, private: bool = False, dry_run: bool = False) -> None:
-    """Upload a tokenizer with its card to Hugging Face's hub, as whoever `hf auth login` has logged in.
+    """Upload a tokenizer with its card to Hugging Face's hub, as the account of `hf auth login`.
 
     The files go up as they are. A folder without a card gets one, with recipe and results if it is a run's.
 
     Args:
         folder: a run's folder (RUN), or a tokenizer's (RUN/tokenizer).
-        repo_id: where to, such as organisation/name; it is made if need be.
+        repo_id: where to, such as organisation/name; it is made if needed.
         private: whether only its owners can see it, if it is made.
         dry_run: print what would be uploaded, and change nothing, here or there.
 

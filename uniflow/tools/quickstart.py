@@ -14,13 +14,13 @@ from uniflow.cli.precision import FAST_ON_CPU, slow_on_this_cpu
 
 # Run -> what it is, in plain words, and its options. The first is the recipe, the others are its controls.
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "adaptive": ("the recipe: the encoder learns to keep the picture, and is held to what it understood before", []),
+    "adaptive": ("the recipe: the encoder learns to keep the image, and is held to what it understood before", []),
     "no_distillation": (
-        "control: the encoder learns to keep the picture, and is free to forget the rest",
+        "control: the encoder learns to keep the image, and is free to forget the rest",
         ["--model.distillation_weight", "0", "--model.latent_feature_weight", "0"],
     ),
     "frozen_encoder": (
-        "control: the encoder stays as it is; only the way from its features to pictures is trained",
+        "control: the encoder is frozen; only bottleneck and decoder are trained",
         ["--model.encoder.tune", "frozen"],
     ),
     "last_layer_only": (

@@ -1,4 +1,4 @@
-"""Photographs beside their reconstructions."""
+"""Images beside their reconstructions."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def reconstruct(
     global_context: bool = False,
     fast_cpu: bool = True,
 ) -> None:
-    """Write each picture beside its reconstruction, and print PSNR and SSIM.
+    """Write each image beside its reconstruction, and print PSNR and SSIM.
 
     Args:
         images: image files, or folders of them.
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, or its name on the hub; by default the small one
             in this package.
-        out: folder for the pictures; NAME.png holds the original on the left, the reconstruction on the right.
+        out: folder for the images; NAME.png holds the original on the left, the reconstruction on the right.
         steps: sampler steps of a flow decoder; by default the decoder's own number.
-        size: short side in pixels to which pictures are resized first; by default the size that the encoder was
-            pretrained at; 0 keeps every picture's own size.
+        size: short side in pixels to which images are resized first; by default the size that the encoder was
+            pretrained at; 0 keeps every image's own size.
         seed: seed of the decoder's noise.
         device: where to compute; auto takes a GPU if there is one.
         fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
-        tile: side in latents of tiles to decode one after another, for pictures too large to decode at once.
+        tile: side in latents of tiles to decode one after another, for images too large to decode at once.
         overlap: latents that neighbouring tiles share; by default a quarter of the tile.
-        global_context: whether the decoder's global part sees the whole picture at once.
+        global_context: whether the decoder's global part sees the whole image at once.
 
     Raises:
         ValueError: if none of the images can be read, or the overlap does not fit the tile.
@@ -77,18 +77,18 @@ def reconstruct(
 def _reconstruct_one(
     model: Tokenizer, image: torch.Tensor, path: Path, seed: int, **options: Any
 ) -> tuple[float, float]:
-    """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the picture to `path`."""
+    """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the image to `path`."""
     generator = torch.Generator(image.device).manual_seed(seed)
     original = image[None].float() / 255
     result = model.reconstruct(image[None], generator=generator, **options).float()
     save_picture(rows_to_grid([torch.cat([original, result])]), path)
-    # SSIM's window has 11 pixels; a smaller picture has none.
+    # SSIM's window has 11 pixels; a smaller image has none.
     similarity = ssim(result, original).item() if min(image.shape[1:]) >= 11 else float("nan")
     return psnr(result, original).item(), similarity
 
 
 def _targets(images: list[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each file, folders opened, with the picture to write; equal names from different folders get a number."""
+    """Each file, folders opened, with the image to write; equal names from different folders get a number."""
     files: list[Path] = []
     for path in images:
         files += [path / name for name in list_images(path)] if path.is_dir() else [path]

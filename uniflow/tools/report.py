@@ -1,4 +1,4 @@
-"""Runs side by side: their test results as tables, plots and pictures."""
+"""Runs side by side: their test results as tables, plots and images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uniflow.ablation.write import write_report
 
 
 def report(runs: list[Path], out: Path = Path("report")) -> None:
-    """Compare the test results of runs: report.html with tables, pictures and plots, report.md, results.csv.
+    """Compare the test results of runs: report.html with tables, images and plots, report.md, results.csv.
 
     Runs whose configurations differ in nothing but the seed are one variant, shown by mean and standard deviation. The
     first run's reconstructions are shown largest.

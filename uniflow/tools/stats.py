@@ -21,7 +21,7 @@ from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.card import read_run
 from uniflow.tokenizer.saving import CONFIG_NAME, write_config
 
-# Whatever a run's own options say: all images are measured, in float32, and nothing else is done.
+# Override the run's options: all images are measured, in float32, and nothing else is done.
 SETTINGS: dict[str, Any] = {
     "precision": "32-true",
     "limit_val_batches": 1.0,
@@ -61,7 +61,7 @@ def stats(
         tokenizer: folder of the tokenizer, RUN/tokenizer by default, where RUN is `run`.
         ckpt_path: checkpoint to measure instead (`last`, `best` or a path); its tokenizer is written into the
             folder that `tokenizer` names, with the statistics.
-        split: whose images are measured.
+        split: the split whose images are measured.
         max_images: at most this many images over all processes, the first ones; null is all of them.
 
     Raises:
@@ -92,7 +92,7 @@ class LatentMeasurement(LightningModule):
         tokenizer: the tokenizer.
         data: the images.
         split: "val" or "test".
-        max_images: at most so many images over all processes; None is all.
+        max_images: at most this many images over all processes; None is all.
         save: called with the tokenizer in the first process when it has its statistics.
     """
 
@@ -129,14 +129,14 @@ class LatentMeasurement(LightningModule):
         self._moments.update(self.tokenizer.encode(batch["image"]))
 
     def on_validation_epoch_end(self) -> None:
-        found = self._moments.compute()
-        self.tokenizer.set_latent_statistics(found.mean, found.std, found.count)
+        moments = self._moments.compute()
+        self.tokenizer.set_latent_statistics(moments.mean, moments.std, moments.count)
         if self.trainer.is_global_zero:
             self._save(self.tokenizer)
 
 
 class StatsCLI(RecipeTool):
-    """The options of `uniflow fit`, of which data, trainer and run are used, and those of `stats`."""
+    """The options of `uniflow fit` (only data, trainer and run are used), and those of `stats`."""
 
     needs_data = True
 
@@ -161,7 +161,7 @@ class StatsCLI(RecipeTool):
 
 
 def _summary(tokenizer: Tokenizer) -> str:
-    found = tokenizer.latent_statistics
-    assert found is not None
-    ranges = (f"{name} {min(found[name]):.4g} to {max(found[name]):.4g}" for name in ("mean", "std"))
-    return f"{found['count']:,} latents of {len(found['mean'])} channels: {', '.join(ranges)}"
+    statistics = tokenizer.latent_statistics
+    assert statistics is not None
+    ranges = (f"{name} {min(statistics[name]):.4g} to {max(statistics[name]):.4g}" for name in ("mean", "std"))
+    return f"{statistics['count']:,} latents of {len(statistics['mean'])} channels: {', '.join(ranges)}"

@@ -1,4 +1,4 @@
-"""The truth about a decoder: quality and cost over sampler steps and start noise."""
+"""Quality and cost of a decoder against sampler steps and start noise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from uniflow.tokenizer.summary import model_summary
 from uniflow.tools.common import evaluation_batches, load_tokenizer, print_rows
 
 Start = Literal["zero", "random"]
-ANY_START = "any"  # of a decoder to which start and steps mean nothing
+ANY_START = "any"  # of a decoder that ignores start and steps
 Row = dict[str, Any]
 
 
@@ -43,20 +43,20 @@ def sweep_steps(
 ) -> None:
     """Decode with several numbers of sampler steps, from zeros and from noise: quality, time and GFLOP of each.
 
-    Writes `sweep.csv` and `sweep.json`, and with matplotlib `sweep.png` and `sweep.svg`. Of a decoder to which neither
-    steps nor start mean anything, such as the regression decoder, there is one row.
+    Writes `sweep.csv` and `sweep.json`, and with matplotlib `sweep.png` and `sweep.svg`. A decoder that ignores
+    steps and start, such as the regression decoder, has one row.
 
     Args:
         tokenizers: tokenizers' folders (RUN/tokenizer, shown as RUN), checkpoints, or hub ids.
-        images: pictures, or folders of them.
-        data: a data module in place of pictures, such as configs/data/scenes.yaml; its own crops and batches are used.
+        images: image files, or folders of them.
+        data: a data module instead of images, such as configs/data/scenes.yaml; its own crops and batches are used.
         steps: numbers of sampler steps.
-        starts: what decoding starts from: "random" noise, each picture's own, or "zero".
+        starts: what decoding starts from: "random" noise, each image's own, or "zero".
         out: folder for the results.
-        size: side in pixels of the pictures' central crop; by default the size that the first tokenizer's encoder was
+        size: side in pixels of the images' central crop; by default the size that the first tokenizer's encoder was
             pretrained at.
         crop: share of the resized short side that the crop keeps.
-        batch_size: pictures at a time; times are those of a batch, divided by its pictures.
+        batch_size: images at a time; times are those of a batch, divided by its number of images.
         num_workers: processes that read pictures.
         repeats: how often a time is taken; the median counts.
         protocol: what to compute; by default PSNR and SSIM, and no metrics of sets.
@@ -64,7 +64,7 @@ def sweep_steps(
         fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
 
     Raises:
-        ValueError: if neither pictures nor data are named, or both are, none can be read, or an option is out of range.
+        ValueError: if neither images nor data are named, or both are, none can be read, or an option is out of range.
     """
     if not steps or min(steps) < 1:
         raise ValueError(f"steps must list numbers of at least 1, got {list(steps)}")
@@ -82,9 +82,9 @@ def sweep_steps(
         size = size or model.encoder.spec.image_size
         batches, crops = evaluation_batches(size, images, data, size, crop, batch_size, num_workers)
         evaluation = Evaluation(protocol)
-        found = sweep_one(model, batches, evaluation, steps, starts, repeats)
+        tokenizer_rows = sweep_one(model, batches, evaluation, steps, starts, repeats)
         settings = evaluation.settings(**crops, steps=steps, starts=starts, precision="32-true")
-        rows += [{"tokenizer": name, **row} for row in found]
+        rows += [{"tokenizer": name, **row} for row in tokenizer_rows]
     print_rows(rows, f"{settings['num_images']} images, decoded on {picked} in batches of up to {batch_size}")
     print(f"protocol {fingerprint(settings)}")
     out.mkdir(parents=True, exist_ok=True)
@@ -123,11 +123,11 @@ def sweep_one(
     Raises:
         ValueError: if there are no images.
     """
-    place = next(tokenizer.parameters()).device
+    device = next(tokenizer.parameters()).device
     cases: list[tuple[str, int]] = []
     costs: dict[int, Row] = {}
     for batch in batches:
-        images = batch["image"].to(place)
+        images = batch["image"].to(device)
         latents, digests = tokenizer.encode(images), image_digests(images)
         if not cases:
             fixed = ignores_start_and_steps(tokenizer, latents)
@@ -136,10 +136,10 @@ def sweep_one(
         evaluation.add_originals(to_unit_range(images), digests)
         for start, count in cases:
             noise = _start(tokenizer, start, latents, digests, evaluation.protocol.noise_seed)
-            painted = tokenizer.decode(latents, steps=count, noise=noise).float()
-            evaluation.add(painted[..., : images.shape[-2], : images.shape[-1]], _suffix(start, count))
+            decoded = tokenizer.decode(latents, steps=count, noise=noise).float()
+            evaluation.add(decoded[..., : images.shape[-2], : images.shape[-1]], _suffix(start, count))
     if not cases:
-        raise ValueError("none of the pictures can be read")
+        raise ValueError("none of the images can be read")
     numbers = evaluation.compute()
     return [
         {
@@ -154,7 +154,7 @@ def sweep_one(
 
 
 def ignores_start_and_steps(tokenizer: Tokenizer, latents: Tensor) -> bool:
-    """Whether one step from zeros and two from noise paint the same of `latents` (B, C, h, w), but for rounding."""
+    """Whether one step from zeros and two from noise decode `latents` (B, C, h, w) to the same, up to rounding."""
     zeros = torch.zeros(_image_shape(tokenizer, latents), device=latents.device)
     noise = torch.randn(zeros.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
     one, two = (tokenizer.decode(latents, steps=n, noise=x, clamp=False) for n, x in ((1, zeros), (2, noise)))
@@ -227,7 +227,7 @@ def _names(tokenizers: Sequence[str]) -> list[str]:
 def plot_sweep(rows: Sequence[Mapping[str, Any]], *paths: Path) -> None:
     """Draw each metric over the number of steps, a line for each tokenizer and start, and the time.
 
-    A decoder that has but one row is a level line, since its pictures do not depend on the steps.
+    A decoder that has but one row is a level line, since its images do not depend on the steps.
 
     Args:
         rows: of `sweep_steps`.
