@@ -165,7 +165,7 @@ def test_ablation(ablation: Study) -> None:
     assert facts["Options of all runs"] == "--ema null"
     assert (facts["Machine"], facts["Commit"], facts["Started"]) == ("a toaster", "abc", "noon")
     assert list(means_table(ablation).rows[0])[:2] == ["near", "2"]
-    assert ablation.options["near"] == {"model.weighting": "Uniform"}
+    assert ablation.options["near"] == {"model.weighting": "UniformWeighting"}
 
 
 class Page(HTMLParser):

@@ -154,7 +154,7 @@ def test_evaluate_says_what_is_wrong(trained, tmp_path, capsys):
     for options, message in (
         ([], "either --images FOLDER or --data"),
         (["--images", f"[{tmp_path / 'none'}]"], "no such image or folder"),
-        (["--images", f"[{tmp_path / 'tokenizer'}]"], "none of the pictures"),
+        (["--images", f"[{tmp_path / 'tokenizer'}]"], "none of the images"),
         (["--data", "Scenes", "--protocol.sets", "[fid]"], "fid"),
     ):
         assert main(["evaluate", str(tmp_path / "tokenizer"), "--num_workers", "0", *options]) == 2

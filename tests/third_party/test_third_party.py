@@ -19,7 +19,7 @@ from uniflow.core import imports
 
 HERE = Path(__file__).parent
 PACKAGE = "third_party_example"
-PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = "".join((REPOSITORY / "docs" / name).read_text(encoding="utf-8") for name in ("extending.md", "tasks.md"))
 # Slot of the command line -> the class that fills it.
 CLASSES = {
     "encoder": "TokenMLP",
@@ -81,7 +81,7 @@ def site(installed, monkeypatch):
 
 def test_trained_by_class_paths_saved_and_loaded_elsewhere(site, uniflow, project):
     """All five at once, with the page's YAML; the weighting and the data are of the training only."""
-    (own_parts,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    own_parts = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0]
     (project / "own_parts.yaml").write_text(own_parts)
     result = uniflow("fit", "-c", "recipe.yaml", "-c", "own_parts.yaml", "--run", "run")
     assert result.code == 0, result.err
@@ -105,6 +105,11 @@ def test_listed_with_ours_and_found_by_short_names(site, uniflow):
     result = uniflow("fit", "-c", "recipe.yaml", *short, "--data", "Ramps", "--print_config")
     assert result.code == 0, result.err
     assert all(f"class_path: {PACKAGE}.{name}" in result.out for name in CLASSES.values())
+
+
+def test_a_task_and_a_head_are_listed_too(site, uniflow):
+    assert f"{PACKAGE}.MeanColorTask" in " ".join(uniflow("fit", "--help").out.split())
+    assert f"{PACKAGE}.MeanColorHead" in " ".join(uniflow("fit", "--model.help", "MeanColorTask").out.split())
 
 
 def test_a_broken_package_is_named_in_one_line(tmp_path, monkeypatch):

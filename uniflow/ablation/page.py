@@ -19,7 +19,7 @@ Rows = Mapping[str, Tensor]
 BARS = "Bars are one standard deviation over seeds, small dots single seeds; a loss has a line for each run."
 
 
-def html_page(study: Study, plots: Sequence[Plot], plots_note: str, pictures: Mapping[str, Rows]) -> str:
+def html_page(study: Study, plots: Sequence[Plot], plots_note: str, images: Mapping[str, Rows]) -> str:
     """The whole page.
 
     Args:
@@ -36,7 +36,7 @@ def html_page(study: Study, plots: Sequence[Plot], plots_note: str, pictures: Ma
         _results(study),
         _plots(study, plots, plots_note),
         _section("Layers", layers_table(study)),
-        _pictures(pictures),
+        _pictures(images),
         _section("Failed runs", failures_table(study)),
         _setup(study),
     ]

@@ -55,7 +55,7 @@ class FakeTask:
     """
 
     def __init__(self, task: Task) -> None:
-        task.compile_blocks = False  # it changes no size
+        task.compile_blocks = False  # it does not change any size
         with torch.device("meta"):
             task.configure_model()
         self.task, self.mode = task, FakeTensorMode(allow_non_fake_inputs=True)

@@ -130,8 +130,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             tile, overlap, global_context: as for `decode_tiled`; a `tile` of None decodes all at once.
 
         Raises:
-            ValueError: if the latents are not (B, C, h, w), the noise is misshapen, there is no step, no statistics to
-                undo the normalisation with, or an overlap that does not fit the tile.
+            ValueError: for latents or noise of another shape, without latent statistics, or for a bad overlap.
         """
         options: dict[str, Any] = {"steps": steps, "noise": noise, "generator": generator}
         if tile is not None:
@@ -172,9 +171,8 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         """
         latents = self._decodable(latents, normalized)
         options: dict[str, Any] = {"steps": steps, "noise": noise, "generator": generator}
-        images = decode_tiled(
-            self.decoder, latents, tile=tile, overlap=overlap, global_context=global_context, **options
-        )
+        options |= {"overlap": overlap, "global_context": global_context}
+        images = decode_tiled(self.decoder, latents, tile=tile, **options)
         return images.clamp(0, 1) if clamp else images
 
     def _decodable(self, latents: Tensor, normalized: bool) -> Tensor:
@@ -195,8 +193,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         """Codebook indices (B, h, w, K), as `indices` gives them -> images, as `decode` with the same `options`.
 
         Raises:
-            ValueError: if the bottleneck is continuous, the indices are misshapen or out of range, for `normalized`,
-                which codes are not, or as `decode`.
+            ValueError: if the bottleneck is continuous, for indices that do not fit, for `normalized`, or as `decode`.
         """
         if options.get("normalized"):
             raise ValueError("decode_indices takes no normalized=True: the latents of indices are not normalised")
@@ -334,11 +331,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
         return tokenizer.eval()
 
     def save_official(self, directory: str | os.PathLike[str]) -> None:
-        """Write the tokenizer into `directory` in the public UniFlow release's format; made if needed.
-
-        Raises:
-            ValueError: naming the parts or settings that the format cannot hold.
-        """
+        """Write the public UniFlow release's format into `directory`; `ValueError` names what it cannot hold."""
         write_official(self.parts, self.latent_statistics, directory)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A task of one's own in one file: the mean colour of an image, by linear regression from frozen features."""
+"""A task in one file: the mean colour of an image, by linear regression from frozen features."""
 
 from __future__ import annotations
 
