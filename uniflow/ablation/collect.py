@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from uniflow.ablation.launch import RESULTS, standing
 from uniflow.ablation.metrics import KNOWN
 from uniflow.ablation.plan import Plan, Run, option_word, state_file, value_label
 from uniflow.ablation.state import FAILED, FINISHED, State, now, read_state
 from uniflow.ablation.study import Outcome, Study
+from uniflow.core.yaml_files import read_yaml
 
 PROTOCOL = "protocol/fingerprint"
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
@@ -141,7 +141,7 @@ def _circumstances(states: Sequence[State]) -> list[tuple[str, str]]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    content = read_yaml(path) if path.is_file() else None
     return content if isinstance(content, dict) else {}
 
 

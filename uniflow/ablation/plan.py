@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from uniflow.ablation.metrics import DEFAULT, DIRECTIONS, Metric, named_metric
+from uniflow.cli.shipped import find
+from uniflow.core.yaml_files import StrictLoader, read_yaml
 
 KEYS = ("name", "description", "base", "options", "grid", "variants", "seeds", "metrics")
 # Options that an ablation sets itself -> what to do instead.
@@ -85,7 +85,7 @@ class Run:
     def digest(self) -> str:
         """A hash of all that the run is told: recipes and component files by content, options, seed."""
         told = {
-            "base": [_inlined(_load(path), path.parent) for path in self.base],
+            "base": [_inlined(read_yaml(path, StrictLoader), path.parent) for path in self.base],
             "options": [[name, _inlined(value, Path())] for name, value in self.options.items()],
             "seed": self.seed,
         }
@@ -134,7 +134,7 @@ def read_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ablation {path}")
-    content = _load(path)
+    content = read_yaml(path, StrictLoader)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: an ablation is a mapping with the keys {', '.join(KEYS)}")
     reader = _Reader(path)
@@ -175,9 +175,12 @@ class _Reader:
         if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
             self.refuse(f"base must be a recipe's path or a list of them, got {value!r}")
         paths = [_from_here(self.path.parent / file) for file in files]
-        for path in paths:
+        for number, (path, file) in enumerate(zip(list(paths), files, strict=True)):
             if not path.is_file():
-                raise FileNotFoundError(f"{self.path}: base names {path}, which does not exist")
+                shipped = find(file, "recipe")
+                if shipped is None:
+                    raise FileNotFoundError(f"{self.path}: base names {path}, which does not exist")
+                paths[number] = shipped
         return tuple(paths)
 
     def options(self, value: Any, where: str) -> dict[str, Any]:
@@ -326,23 +329,5 @@ def _inlined(value: Any, folder: Path) -> Any:
         return [_inlined(item, folder) for item in value]
     if isinstance(value, str) and value.endswith(COMPONENT_SUFFIXES) and (folder / value).is_file():
         path = folder / value
-        return {"file": _inlined(_load(path), path.parent)}
+        return {"file": _inlined(read_yaml(path, StrictLoader), path.parent)}
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """As SafeLoader, which of two equal keys would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice in one mapping, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from jsonargparse._typehints import get_all_subclass_paths, get_subclass_types
 from jsonargparse._util import import_object
 
+from uniflow.cli.shipped import shipped, suggestion
 from uniflow.core.moved import RENAMED
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
@@ -43,7 +45,7 @@ def _name_problem(name: str, bases: tuple[type, ...]) -> str | None:
     kind = " or ".join(dict.fromkeys(base.__name__ for base in bases))
     known = known_classes(bases)
     if name.endswith(FILE_SUFFIXES):
-        return f"there is no file {name!r} with a {kind}"
+        return f"there is no file {name!r} with a {kind}{suggestion(name, 'component')}"
     if "." not in name:
         return (
             None
@@ -70,6 +72,9 @@ def known_classes(bases: Iterable[type]) -> list[str]:
 def _suggestion(name: str, known: list[str]) -> str:
     starts = {full[: len(name)]: full for full in known}  # "Unifrom" is meant to be UniformWeighting
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = close or difflib.get_close_matches(
+        name, [Path(file).name for file in shipped("component")], n=1, cutoff=0.7
+    )
     close = close or [starts[start] for start in difflib.get_close_matches(name, starts, n=1, cutoff=0.8)]
     guess = f"; did you mean {close[0]}?" if close else ";"
     return f"{guess} known: {', '.join(known) or 'none'}, or a class path such as my_package.MyClass"

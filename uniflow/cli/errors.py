@@ -30,11 +30,7 @@ _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 class UserError(Exception):
-<<<<<<< HEAD
-    """Something that the user can put right.
-=======
     """An error that the user can fix.
->>>>>>> main
 
     Args:
         message: the one line that is shown.

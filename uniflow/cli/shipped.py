@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ def root() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+@cache
 def shipped(kind: Kind) -> dict[str, Path]:
     """Name without suffix, such as `encoders/dinov2_l14` -> file."""
     files = sorted(file for file in root().rglob("*") if file.suffix in SUFFIXES)
@@ -66,6 +68,20 @@ def find_file(name: str, kind: Kind) -> Path:
     if (path / "config.yaml").is_file():
         raise UserError(f"{name} is a folder; did you mean {name}/config.yaml?")
     raise UserError(f"there is no file {name!r}, and uniflow ships no {kind} of that name{suggestion(name, kind)}")
+
+
+def find_component(name: str, slot: str) -> Path | None:
+    """The shipped component file that `name` means in the slot `slot`; None if there is none.
+
+    A stem alone, such as `dinov2_l14`, is looked up in the folder of the slot only: `model.encoder` takes those in
+    `encoders/`. Any slot takes a path below `configs/`.
+    """
+    if "/" in name:
+        return find(name, "component")
+    last = slot.rpartition(".")[2].removeprefix("--")
+    stem = name.removesuffix(".yaml").removesuffix(".yml")
+    files = shipped("component")
+    return next((files[key] for key in (f"{last}s/{stem}", f"{last}/{stem}") if key in files), None)
 
 
 def suggestion(name: str, kind: Kind) -> str:

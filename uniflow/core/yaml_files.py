@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from uniflow.core.files import read_text
 
 LIMIT = 10 * 2**20  # bytes of one file
 DEPTH = 100  # levels of nesting
@@ -92,35 +93,13 @@ def read_yaml(path: Path, loader: type[StrictLoader] = ConfigLoader) -> Any:
         loader: `ConfigLoader`, or `StrictLoader` for plain YAML 1.1.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not a regular file, is too large, or is not valid UTF-8 or YAML.
+        OSError: if it cannot be read, is not a regular file, or is too large.
+        ValueError: if it is not valid UTF-8 or YAML.
     """
     try:
-        return yaml.load(read_text(path), loader)
+        return yaml.load(read_text(path, LIMIT), loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def read_text(path: Path) -> str:
-    """The text of a regular file of at most `LIMIT` bytes; never waits, as reading a pipe would.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not a regular file, is too large, or is not UTF-8.
-    """
-    # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file")
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise ValueError(f"{path} has more than {LIMIT // 2**20} MB: too large for a YAML file")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
 
 def dump_yaml(value: Any, flow: bool = False) -> str:
