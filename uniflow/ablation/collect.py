@@ -17,6 +17,7 @@ from uniflow.ablation.metrics import KNOWN
 from uniflow.ablation.plan import Plan, Run, option_word, state_file, value_label
 from uniflow.ablation.state import FAILED, FINISHED, State, now, read_state
 from uniflow.ablation.study import Outcome, Study
+from uniflow.core.files import read_text
 from uniflow.core.yaml_files import read_yaml
 
 PROTOCOL = "protocol/fingerprint"
@@ -100,7 +101,13 @@ def _results(folder: Path) -> dict[str, Any]:
             f"{folder} has no {RESULTS}: "
             f"run `uniflow test -c {folder}/config.yaml --ckpt_path {folder}/last.ckpt` first"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        results = json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); run `uniflow test` again") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} does not hold results: a JSON object is expected")
+    return results
 
 
 def _steps(checkpoint: Path) -> int | None:

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ RESERVED = {
     "print_config": "--dry_run shows the commands",
 }
 _OPTION = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+MOST = 10_000  # runs of one ablation
 COMPONENT_SUFFIXES = (".yaml", ".yml")
 
 
@@ -140,6 +142,8 @@ def read_plan(path: Path) -> Plan:
     reader = _Reader(path)
     reader.names(content, KEYS, "key")
     variants = reader.variants(content.get("variants"), content.get("grid"))
+    seeds = reader.seeds(content.get("seeds", [0]))
+    reader.refuse_many(len(variants) * len(seeds), "runs")
     return Plan(
         source=path,
         name=reader.text(content, "name", path.stem),
@@ -147,7 +151,7 @@ def read_plan(path: Path) -> Plan:
         base=reader.base(content.get("base")),
         options=reader.options(content.get("options"), "options"),
         variants=variants,
-        seeds=reader.seeds(content.get("seeds", [0])),
+        seeds=seeds,
         metrics=reader.metrics(content.get("metrics")),
     )
 
@@ -212,6 +216,7 @@ class _Reader:
                 self.refuse(f"variants: the name {name!r} has no letter or digit")
         own = {name: self.options(changes, f"variants.{name}") for name, changes in (named or {"": {}}).items()}
         points = self.grid(grid)
+        self.refuse_many(len(own) * len(points), "variants")
         both = {
             ", ".join(filter(None, (name, point))) or "base": _merged(changes, settings)
             for name, changes in own.items()
@@ -223,6 +228,11 @@ class _Reader:
             self.refuse(f"two variants share the name or the folder {_slug(twice)!r}; rename one of them")
         return both
 
+    def refuse_many(self, count: int, what: str) -> None:
+        """Before they are made: a grid grows with every option."""
+        if count > MOST:
+            self.refuse(f"{count:,} {what} are more than {MOST:,}: list fewer values")
+
     def grid(self, value: Any) -> dict[str, dict[str, Any]]:
         """Name -> options of each point of the Cartesian product; one nameless point without a grid."""
         if value is None:
@@ -233,6 +243,7 @@ class _Reader:
         for name, settings in value.items():
             if not isinstance(settings, list) or not settings:
                 self.refuse(f"grid.{name} must be a list of values, got {settings!r}")
+        self.refuse_many(math.prod(map(len, value.values())), "points of the grid")
         short = _short_names(list(value))
         points: dict[str, dict[str, Any]] = {}
         for choice in itertools.product(*value.values()):
@@ -243,6 +254,7 @@ class _Reader:
         return points
 
     def seeds(self, value: Any) -> tuple[int, ...]:
+        self.refuse_many(len(value) if isinstance(value, list) else 0, "seeds")
         whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
         if not whole or not value or len(set(value)) < len(value):
             self.refuse(f"seeds must be a list of different whole numbers, got {value!r}")

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace, _typehints
 from jsonargparse._typehints import ActionTypeHint, NestedArg, get_subclass_types
 
-from uniflow.cli.candidates import class_problem
+from uniflow.cli.candidates import function_problem, value_problem
 from uniflow.cli.errors import UserError
 from uniflow.cli.shipped import find_component
 from uniflow.cli.supported import unsupported
@@ -84,7 +85,7 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
     """
     if len(args) == 4:
         parser, config, value, option = args
-        value = _shipped(value, option)
+        value = _shipped(value, option or self.dest)
         component = read_component(value)
         if component is not None:
             _empty_slot(config, option)
@@ -99,12 +100,19 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         cfg = cfg.clone()
         cfg.pop(self.dest)
     try:
-        return _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
+        checked = _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
     except TypeError as error:
-        problem = class_problem(value, self._typehint)
-        if problem is None:
+        # Of an argument further down, its own parser has said what is wrong.
+        problem = None if isinstance(value, NestedArg) else value_problem(value, self._typehint)
+        if problem is None or set(re.findall(r'Parser key "([^"]+)"', str(error))) - {self.dest}:
             raise
         raise TypeError(f'Parser key "{self.dest}": {problem}') from error
+    problem = function_problem(checked, self._typehint)
+    if problem is None and isinstance(value, str) and inspect.isroutine(checked):
+        problem = function_problem(value, self._typehint)
+    if problem is not None:
+        raise TypeError(f'Parser key "{self.dest}": {problem}')
+    return checked
 
 
 def _parse_value(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +139,11 @@ def read_component(value: Any) -> dict[str, Any] | None:
         raise TypeError(str(error)) from error
     except OSError as error:
         raise UserError(str(error)) from error
-    return content if isinstance(content, dict) and "class_path" in content else None
+    if not isinstance(content, dict) or "class_path" not in content:
+        return None
+    if not isinstance(content.get("init_args") or {}, dict):
+        raise TypeError(f"{value}: init_args must map arguments to values")
+    return content
 
 
 def _shipped(value: Any, slot: str) -> Any:
