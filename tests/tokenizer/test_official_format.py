@@ -142,7 +142,10 @@ def test_any_mlp_width(tmp_path, hidden):
 def test_mlp_ratio_is_a_size_of_every_timm_encoder():
     narrow = ENCODER(mlp_ratio=2.0)
     assert narrow.blocks[0].mlp.fc1.out_features == 2 * narrow.spec.embed_dim
-    for wrong, message in ((0.0, "mlp_ratio must be a finite number > 0"), (math.nan, "mlp_ratio must be a finite number > 0")):
+    for wrong, message in (
+        (0.0, "mlp_ratio must be a finite number > 0"),
+        (math.nan, "mlp_ratio must be a finite number > 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             ENCODER(mlp_ratio=wrong)
     with pytest.raises(ValueError, match="mlp_ratio needs weights null"):

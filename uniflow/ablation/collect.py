@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from uniflow.ablation.launch import RESULTS, standing
 from uniflow.ablation.metrics import KNOWN
 from uniflow.ablation.plan import Plan, Run, option_word, state_file, value_label
 from uniflow.ablation.state import FAILED, FINISHED, State, now, read_state
 from uniflow.ablation.study import Outcome, Study
+from uniflow.core.files import read_text
+from uniflow.core.yaml_files import read_yaml
 
 PROTOCOL = "protocol/fingerprint"
 SEED_FOLDER = re.compile(r"seed[-_]?\d+")
@@ -100,7 +101,13 @@ def _results(folder: Path) -> dict[str, Any]:
             f"{folder} has no {RESULTS}: "
             f"run `uniflow test -c {folder}/config.yaml --ckpt_path {folder}/last.ckpt` first"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        results = json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); run `uniflow test` again") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} does not hold results: a JSON object is expected")
+    return results
 
 
 def _steps(checkpoint: Path) -> int | None:
@@ -141,7 +148,7 @@ def _circumstances(states: Sequence[State]) -> list[tuple[str, str]]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    content = read_yaml(path) if path.is_file() else None
     return content if isinstance(content, dict) else {}
 
 

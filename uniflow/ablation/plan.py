@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from uniflow.ablation.metrics import DEFAULT, DIRECTIONS, Metric, named_metric
+from uniflow.cli.shipped import find
+from uniflow.core.yaml_files import StrictLoader, read_yaml
 
 KEYS = ("name", "description", "base", "options", "grid", "variants", "seeds", "metrics")
 # Options that an ablation sets itself -> what to do instead.
@@ -27,6 +28,7 @@ RESERVED = {
     "print_config": "--dry_run shows the commands",
 }
 _OPTION = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
+MOST = 10_000  # runs of one ablation
 COMPONENT_SUFFIXES = (".yaml", ".yml")
 
 
@@ -85,7 +87,7 @@ class Run:
     def digest(self) -> str:
         """A hash of all that the run is told: recipes and component files by content, options, seed."""
         told = {
-            "base": [_inlined(_load(path), path.parent) for path in self.base],
+            "base": [_inlined(read_yaml(path, StrictLoader), path.parent) for path in self.base],
             "options": [[name, _inlined(value, Path())] for name, value in self.options.items()],
             "seed": self.seed,
         }
@@ -134,12 +136,14 @@ def read_plan(path: Path) -> Plan:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no ablation {path}")
-    content = _load(path)
+    content = read_yaml(path, StrictLoader)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: an ablation is a mapping with the keys {', '.join(KEYS)}")
     reader = _Reader(path)
     reader.names(content, KEYS, "key")
     variants = reader.variants(content.get("variants"), content.get("grid"))
+    seeds = reader.seeds(content.get("seeds", [0]))
+    reader.refuse_many(len(variants) * len(seeds), "runs")
     return Plan(
         source=path,
         name=reader.text(content, "name", path.stem),
@@ -147,7 +151,7 @@ def read_plan(path: Path) -> Plan:
         base=reader.base(content.get("base")),
         options=reader.options(content.get("options"), "options"),
         variants=variants,
-        seeds=reader.seeds(content.get("seeds", [0])),
+        seeds=seeds,
         metrics=reader.metrics(content.get("metrics")),
     )
 
@@ -175,9 +179,12 @@ class _Reader:
         if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
             self.refuse(f"base must be a recipe's path or a list of them, got {value!r}")
         paths = [_from_here(self.path.parent / file) for file in files]
-        for path in paths:
+        for number, (path, file) in enumerate(zip(list(paths), files, strict=True)):
             if not path.is_file():
-                raise FileNotFoundError(f"{self.path}: base names {path}, which does not exist")
+                shipped = find(file, "recipe")
+                if shipped is None:
+                    raise FileNotFoundError(f"{self.path}: base names {path}, which does not exist")
+                paths[number] = shipped
         return tuple(paths)
 
     def options(self, value: Any, where: str) -> dict[str, Any]:
@@ -209,6 +216,7 @@ class _Reader:
                 self.refuse(f"variants: the name {name!r} has no letter or digit")
         own = {name: self.options(changes, f"variants.{name}") for name, changes in (named or {"": {}}).items()}
         points = self.grid(grid)
+        self.refuse_many(len(own) * len(points), "variants")
         both = {
             ", ".join(filter(None, (name, point))) or "base": _merged(changes, settings)
             for name, changes in own.items()
@@ -220,6 +228,11 @@ class _Reader:
             self.refuse(f"two variants share the name or the folder {_slug(twice)!r}; rename one of them")
         return both
 
+    def refuse_many(self, count: int, what: str) -> None:
+        """Before they are made: a grid grows with every option."""
+        if count > MOST:
+            self.refuse(f"{count:,} {what} are more than {MOST:,}: list fewer values")
+
     def grid(self, value: Any) -> dict[str, dict[str, Any]]:
         """Name -> options of each point of the Cartesian product; one nameless point without a grid."""
         if value is None:
@@ -230,6 +243,7 @@ class _Reader:
         for name, settings in value.items():
             if not isinstance(settings, list) or not settings:
                 self.refuse(f"grid.{name} must be a list of values, got {settings!r}")
+        self.refuse_many(math.prod(map(len, value.values())), "points of the grid")
         short = _short_names(list(value))
         points: dict[str, dict[str, Any]] = {}
         for choice in itertools.product(*value.values()):
@@ -240,6 +254,7 @@ class _Reader:
         return points
 
     def seeds(self, value: Any) -> tuple[int, ...]:
+        self.refuse_many(len(value) if isinstance(value, list) else 0, "seeds")
         whole = isinstance(value, list) and all(type(seed) is int and seed >= 0 for seed in value)
         if not whole or not value or len(set(value)) < len(value):
             self.refuse(f"seeds must be a list of different whole numbers, got {value!r}")
@@ -326,23 +341,5 @@ def _inlined(value: Any, folder: Path) -> Any:
         return [_inlined(item, folder) for item in value]
     if isinstance(value, str) and value.endswith(COMPONENT_SUFFIXES) and (folder / value).is_file():
         path = folder / value
-        return {"file": _inlined(_load(path), path.parent)}
+        return {"file": _inlined(read_yaml(path, StrictLoader), path.parent)}
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """As SafeLoader, which of two equal keys would silently drop the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key!r} stands twice in one mapping, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def _load(path: Path) -> Any:
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -16,6 +16,7 @@ from uniflow.ablation.state import FINISHED
 from uniflow.ablation.write import write_report
 from uniflow.cli.app import UniflowCLI, prepare
 from uniflow.cli.errors import UserError
+from uniflow.cli.shipped import find_file
 
 
 def ablate(
@@ -56,6 +57,7 @@ def ablate(
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    config = find_file(str(config), "ablation")
     plan = _changed(read_plan(config), seeds, options)
     for name in only or []:
         if name not in plan.variants:

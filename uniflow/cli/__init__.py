@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from uniflow.cli.errors import UserError
-from uniflow.core.exit_codes import INTERRUPTED
+from uniflow.core.exit_codes import BAD_INPUT, INTERRUPTED
 
 # Lightning's entry points: name -> what it does.
 RUNS = {
@@ -89,9 +89,24 @@ def main(args: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"uniflow: error: {error}", file=sys.stderr)
         return error.code
+    except SystemExit as stop:
+        if _of_the_parser(stop):
+            raise
+        print(f"uniflow: error: {_who_stopped(stop)} ended the program: sys.exit({stop.code})", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("uniflow: interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
         return INTERRUPTED
+
+
+def _of_the_parser(stop: SystemExit) -> bool:
+    """Whether --help or --print_config ended the program; a module of the user's may have called sys.exit, too."""
+    return _who_stopped(stop).split(".")[0] in ("argparse", "jsonargparse", "lightning", "uniflow")
+
+
+def _who_stopped(stop: SystemExit) -> str:
+    *_, (frame, _) = traceback.walk_tb(stop.__traceback__)
+    return str(frame.f_globals.get("__name__", "a module"))
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ GENERAL_CALLBACKS: dict[str, type[Callback]] = {
     "monitor": callbacks.Monitor,
     "results": callbacks.ResultsFile,
 }
+
+_RESTORING = "checkpoint_connector"  # Lightning's module that restores checkpoints
 
 # Imported so that their classes are known by their short names.
 PACKAGES = (
@@ -220,7 +223,8 @@ class UniflowCLI(LightningCLI):
     def run_errors(self) -> Iterator[None]:
         """Turn errors that the user can fix, raised while the trainer runs, into `UserError`."""
         try:
-            yield
+            with self._restore_errors():
+                yield
         except SystemExit:
             if self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning turns Ctrl-C into exit code 1
                 raise KeyboardInterrupt from None
@@ -233,7 +237,21 @@ class UniflowCLI(LightningCLI):
             if isinstance(error, ValueError) and raised_here(error):
                 raise UserError(f"{one_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
             raise
-        except RuntimeError as error:
-            if self.watch.running or "loading state_dict" not in str(error):
+
+    @contextmanager
+    def _restore_errors(self) -> Iterator[None]:
+        """Turn whatever is raised while a checkpoint is restored into `UserError`."""
+        try:
+            yield
+        except (NoSpaceError, UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if self.watch.running or not any(
+                _RESTORING in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
+            ):
                 raise
-            raise UserError(f"the checkpoint does not fit the model: {one_line(error, 400)}") from error
+            checkpoint = self.folder.config.get("ckpt_path")
+            text = one_line(error, 200)
+            raise UserError(
+                f"--ckpt_path {checkpoint}: the checkpoint does not fit the model or its optimizer, or is damaged: {text}"
+            ) from error

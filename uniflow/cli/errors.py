@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ _NOISE = re.compile(
     r"|Given value type: .*|Given value: .*"
     r"|(- )?Expected a <class 'NoneType'>.*|(- )?Expected a path but .*|(- )?Problem with given class_path .*"
     r"|(- )?Expected a dot import path string: .*|(- )?Unexpected import path format: .*"
+    r"|(- )?Subclass types expect one of:|- a class path \(str\)|- a dict with.*|- a dict without.*"
     r"|(- )?Expected a List.*|(- )?Expected a list.*|Type \S.* expects a function or a callable class:"
 )
 _MARKUP = [
@@ -28,6 +30,8 @@ _MARKUP = [
     (re.compile(r"\b(typing|collections\.abc)\."), ""),
     (re.compile(r'in "<unicode string>", '), ""),
 ]
+_UNION = "Does not validate against any of the Union subtypes"
+LONGEST = 400  # characters of what is said of a union
 _KEY = re.compile(r'Parser key "([^"]+)":')
 
 
@@ -58,7 +62,14 @@ def readable_report(message: str) -> str:
         if text and text not in reasons:
             reasons.append(text)
     reason = "; ".join(reasons) or " ".join(message.split())
+    if _UNION in message:
+        reason = textwrap.shorten(reason, LONGEST, placeholder=" ...")
     return f"{'.'.join(keys)}: {reason}" if keys else reason
+
+
+def readable(error: BaseException) -> str:
+    """An error's text on one line; jsonargparse's report about a union in the words of `readable_report`."""
+    return readable_report(str(error)) if _UNION in str(error) else one_line(error)
 
 
 def raised_here(error: BaseException) -> bool:
@@ -84,6 +95,4 @@ def user_errors() -> Iterator[None]:
     except NoSpaceError as error:
         raise UserError(str(error), NO_SPACE) from error
     except user_error_types() as error:
-        # A constructor's error, reported by jsonargparse with the whole config.
-        nested = "Does not validate against" in str(error)
-        raise UserError(readable_report(str(error)) if nested else one_line(error)) from error
+        raise UserError(readable(error)) from error

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from uniflow.cli import config_files
 from uniflow.cli.errors import UserError, readable_report
+from uniflow.cli.words import complete_words
+
+# What a parameter without a type is given stays as it is: jsonargparse would build any class that it names.
+set_parsing_settings(instantiate_subclass_spec_in_any=False)
+config_files.install()
 
 
 class Parser(LightningArgumentParser):
     """Raises `UserError` instead of printing the usage, and guesses what a misspelt option was meant to be."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """As in jsonargparse, with shipped names, on/off flags and lists completed (`complete_words`)."""
+        if args is not None and self.exit_on_error:
+            args = complete_words(self, args)
+        try:
+            return super().parse_args(args, *rest, **kwargs)
+        except RecursionError as error:
+            raise UserError("a configuration refers to itself, or is nested too deeply") from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = self._explain(message)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.cli.app import UniflowCLI, callback_options
+from uniflow.cli.errors import UserError
 
 
 class RecipeTool(UniflowCLI):
@@ -47,6 +48,8 @@ class RecipeTool(UniflowCLI):
             parser.add_argument(f"--{name}", type=Any, help=argparse.SUPPRESS)
 
     def before_instantiate_classes(self) -> None:
+        if self.config.get("weights_only") is False:
+            raise UserError("weights_only: false would run code that a checkpoint holds; leave it out")
         unused = [name for name, needed in (("model", self.needs_model), ("data", self.needs_data)) if not needed]
         for name in (*unused, *callback_options()):
             self.config[name] = None

@@ -46,10 +46,20 @@ class RunFolder:
         self.parser = parser
         if config.trainer.get("default_root_dir") is not None:
             raise UserError("trainer.default_root_dir: the run's folder is set with --run DIR")
+        if config.get("weights_only") is False:
+            raise UserError(
+                "weights_only: false would run code that a checkpoint holds; leave it out, or use a .safetensors file"
+            )
+        for name in ("run", "ckpt_path"):
+            if isinstance(value := config.get(name), str) and not value.strip():
+                raise UserError(f"--{name} is empty: name a path, or leave it out")
         self.named = config.run is not None
         if not self.named:
             config.run = _default_name()
         self.path = Path(config.run)
+        file = next((path for path in (self.path, *self.path.parents) if path.exists() and not path.is_dir()), None)
+        if file is not None:
+            raise UserError(f"--run {self.path}: {file} is a file, not a folder")
         self.lock = FolderLock(self.path)
 
     def prepare(self) -> None:

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace, _typehints
-from jsonargparse._typehints import ActionTypeHint, NestedArg
+from jsonargparse._typehints import ActionTypeHint, NestedArg, get_subclass_types
 
-from uniflow.cli.candidates import class_problem
+from uniflow.cli.candidates import function_problem, value_problem
+from uniflow.cli.errors import UserError
+from uniflow.cli.shipped import find_component
 from uniflow.cli.supported import unsupported
 from uniflow.core.moved import RENAMED
+from uniflow.core.yaml_files import dump_yaml, read_yaml
 
 COMPONENT_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -82,25 +85,34 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
     """
     if len(args) == 4:
         parser, config, value, option = args
+        value = _shipped(value, option or self.dest)
         component = read_component(value)
         if component is not None:
             _empty_slot(config, option)
-            args = (parser, config, json.dumps(component), option)
+            args = (parser, config, dump_yaml(component, flow=True), option)
     return _original_call(self, *args, **kwargs)
 
 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     """A value from a file or an option: a component file does not see what was in its slot; class names get help."""
+    value = _shipped(value, self.dest) if get_subclass_types(self._typehint, callable_return=True) else value
     if isinstance(cfg, Namespace) and self.dest in cfg and read_component(value) is not None:
         cfg = cfg.clone()
         cfg.pop(self.dest)
     try:
-        return _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
+        checked = _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
     except TypeError as error:
-        problem = class_problem(value, self._typehint)
-        if problem is None:
+        # Of an argument further down, its own parser has said what is wrong.
+        problem = None if isinstance(value, NestedArg) else value_problem(value, self._typehint)
+        if problem is None or set(re.findall(r'Parser key "([^"]+)"', str(error))) - {self.dest}:
             raise
         raise TypeError(f'Parser key "{self.dest}": {problem}') from error
+    problem = function_problem(checked, self._typehint)
+    if problem is None and isinstance(value, str) and inspect.isroutine(checked):
+        problem = function_problem(value, self._typehint)
+    if problem is not None:
+        raise TypeError(f'Parser key "{self.dest}": {problem}')
+    return checked
 
 
 def _parse_value(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -122,10 +134,24 @@ def read_component(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, str) or not value.endswith(COMPONENT_SUFFIXES) or not Path(value).is_file():
         return None
     try:
-        content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise TypeError(f"{value} is not valid YAML: {' '.join(str(error).split())}") from error
-    return content if isinstance(content, dict) and "class_path" in content else None
+        content = read_yaml(Path(value))
+    except ValueError as error:
+        raise TypeError(str(error)) from error
+    except OSError as error:
+        raise UserError(str(error)) from error
+    if not isinstance(content, dict) or "class_path" not in content:
+        return None
+    if not isinstance(content.get("init_args") or {}, dict):
+        raise TypeError(f"{value}: init_args must map arguments to values")
+    return content
+
+
+def _shipped(value: Any, slot: str) -> Any:
+    """`value`; the path of the shipped component file if it names one and is not a file itself."""
+    if not isinstance(value, str) or Path(value).exists():
+        return value
+    file = find_component(value, slot)
+    return value if file is None else str(file)
 
 
 def _empty_slot(config: Namespace, option: str) -> None:

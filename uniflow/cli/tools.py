@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from docstring_parser import parse as parse_docstring
 
 from uniflow.cli.errors import UserError, user_errors
+from uniflow.core.errors import one_line
+from uniflow.core.exit_codes import FAILED
 
 
 def run_tool(name: str, target: str, args: list[str]) -> int:
@@ -31,9 +35,20 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
     config = parser.parse_args(args)
     values = parser.instantiate(config).as_dict()
     leading = [item for key in positional for item in _values(values.pop(key), key, function)]
-    with user_errors():
+    with user_errors(), _torch_errors(name):
         result = function(*leading, **values)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
+
+
+@contextmanager
+def _torch_errors(name: str) -> Iterator[None]:
+    """torch's own errors, such as too little memory, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if os.environ.get("UNIFLOW_DEBUG"):
+            raise
+        raise UserError(f"{name}: {one_line(error, 300)} (UNIFLOW_DEBUG=1 shows where)", FAILED) from error
 
 
 def load_function(name: str, target: str) -> Callable[..., Any]:

@@ -20,6 +20,9 @@ from uniflow.data.images.transforms import CenterCrop
 from uniflow.layers.cpu import onednn_is_faster, use_onednn
 from uniflow.tokenizer import Tokenizer
 
+LARGEST = 2**16  # pixels of a side, and images of a batch
+MOST_STEPS = 10_000  # of the sampler
+
 
 def evaluation_batches(
     default_size: int,
@@ -56,8 +59,29 @@ def evaluation_batches(
     return loader, {"size": size or default_size, "center_crop": crop}
 
 
+def check_numbers(
+    size: int | None = None,
+    steps: Sequence[int] = (),
+    batch_size: int = 1,
+    num_workers: int = 0,
+    smallest_size: int = 1,
+) -> None:
+    """Refuse numbers that no tool can use, before anything is computed.
+
+    Raises:
+        ValueError: naming the option, its value and its range.
+    """
+    ranges = [("size", size, smallest_size, LARGEST), ("batch_size", batch_size, 1, LARGEST)]
+    ranges += [("num_workers", num_workers, 0, 1024), *(("steps", count, 1, MOST_STEPS) for count in steps)]
+    for name, value, least, most in ranges:
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"--{name} must lie between {least} and {most:,}, not {value}")
+
+
 def pick_device(device: Literal["auto", "cpu", "cuda"]) -> str:
     """The device that an option `device` stands for; "auto" is a GPU if there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: no GPU that torch can use; leave it out, or use --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 

@@ -20,7 +20,7 @@ from uniflow.metrics import (
     write_table,
 )
 from uniflow.pictures.gallery import SHOWN, WorstImages
-from uniflow.tools.common import evaluation_batches, load_tokenizer, print_rows
+from uniflow.tools.common import check_numbers, evaluation_batches, load_tokenizer, print_rows
 
 
 def evaluate(
@@ -64,6 +64,7 @@ def evaluate(
     """
     if worst < 0:
         raise ValueError(f"worst is a number of images, 0 or more, not {worst}")
+    check_numbers(size, steps or (), batch_size, num_workers)
     model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     batches, crops = evaluation_batches(
         model.encoder.spec.image_size, images, data, size, crop, batch_size, num_workers

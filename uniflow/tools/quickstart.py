@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 import torch
-import yaml
 
 from uniflow.cli import main
 from uniflow.cli.precision import FAST_ON_CPU, slow_on_this_cpu
+from uniflow.cli.shipped import find_file
+from uniflow.core.yaml_files import read_yaml
 
 # Run -> what it is, in plain words, and its options. The first is the recipe, the others are its controls.
 RUNS: dict[str, tuple[str, list[str]]] = {
@@ -34,7 +35,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 
 
 def quickstart(
-    config: Path = Path("configs/quickstart.yaml"),
+    config: Path = Path("quickstart"),
     out: Path = Path("runs/quickstart"),
     overrides: list[str] | None = None,
 ) -> int:
@@ -44,16 +45,15 @@ def quickstart(
     in float32, which is several times faster there.
 
     Args:
-        config: the recipe.
+        config: the recipe: a file, or the name of one that uniflow ships.
         out: folder for the four runs and the report; runs that are there already are kept and not repeated.
         overrides: further options for each `uniflow fit`, such as '["--trainer.max_steps", "50"]'; those that make a
             run the control that it is come after them.
 
     Raises:
-        FileNotFoundError: if there is no such recipe.
+        UserError: if there is no such recipe.
     """
-    if not config.is_file():
-        raise FileNotFoundError(f"no recipe {config}: run this in a clone of the repository, or name one with --config")
+    config = find_file(str(config), "recipe")
     begin = time.perf_counter()
     precision = _precision(config, overrides or [])
     for number, (name, (what, options)) in enumerate(RUNS.items(), start=1):
@@ -84,7 +84,7 @@ def _precision(config: Path, overrides: list[str]) -> list[str]:
     """Options that set a precision which is fast on this machine's CPU; none on GPUs, or if `overrides` set one."""
     if any(word.startswith("--trainer.precision") for word in overrides):
         return []
-    recipe = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("trainer", {}).get("precision")
+    recipe = (read_yaml(config) or {}).get("trainer", {}).get("precision")
     if torch.accelerator.is_available() or not slow_on_this_cpu(recipe):
         print(f"Precision: {recipe}, as {config} says")
         return []

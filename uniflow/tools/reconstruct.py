@@ -15,7 +15,7 @@ from uniflow.metrics import psnr, ssim
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.pretrained import DEFAULT
 from uniflow.tokenizer import Tokenizer
-from uniflow.tools.common import load_tokenizer
+from uniflow.tools.common import check_numbers, load_tokenizer
 
 
 def reconstruct(
@@ -51,6 +51,7 @@ def reconstruct(
     Raises:
         ValueError: if none of the images can be read, or the overlap does not fit the tile.
     """
+    check_numbers(size, [] if steps is None else [steps], smallest_size=0)
     model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     side = model.encoder.spec.image_size if size is None else size
     options = {"steps": steps, "tile": tile, "overlap": overlap, "global_context": global_context}

@@ -18,7 +18,7 @@ from uniflow.data.base import ImageDataModule
 from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests, noise_for, write_table
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.summary import model_summary
-from uniflow.tools.common import evaluation_batches, load_tokenizer, print_rows
+from uniflow.tools.common import check_numbers, evaluation_batches, load_tokenizer, print_rows
 
 Start = Literal["zero", "random"]
 ANY_START = "any"  # of a decoder that ignores start and steps
@@ -68,6 +68,7 @@ def sweep_steps(
     """
     if not steps or min(steps) < 1:
         raise ValueError(f"steps must list numbers of at least 1, got {list(steps)}")
+    check_numbers(size, steps, batch_size, num_workers)
     if not starts:
         raise ValueError("name a start: --starts '[zero, random]'")
     if repeats < 1:
