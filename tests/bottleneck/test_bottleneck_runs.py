@@ -21,6 +21,7 @@ SMALL = partial(VQBottleneck, codebook_size=64, codebook_dim=4, dead_code_thresh
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_component_trains_validates_and_is_logged(tmp_path, file):
     config = yaml.safe_load(file.read_text())
+    config["class_path"] = f"uniflow.bottleneck.{config['class_path']}"
     task = tiny_task(bottleneck=lambda spec: build_part(config, Bottleneck, spec))
     settings = {"limit_val_batches": 1, "val_check_interval": 2}
     trainer, losses = fit(task, tiny_scenes(), tmp_path, steps=2, callbacks=[CodebookUsage()], **settings)

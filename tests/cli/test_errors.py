@@ -86,9 +86,11 @@ def test_unknown_key_in_a_config(uniflow: Uniflow, project: Path) -> None:
     assert "max_stes" in uniflow(*RECIPE, "-c", "more.yaml").error
 
 
-def test_bug_keeps_its_traceback(uniflow: Uniflow) -> None:
-    with pytest.raises(ValueError, match="a bug in the training step"):
-        uniflow(*RECIPE, "--model.decoder", "my_pkg.BrokenDecoder")
+def test_the_trace_of_a_bug_is_in_the_run(uniflow: Uniflow) -> None:
+    result = uniflow(*RECIPE, "--model.decoder", "my_pkg.BrokenDecoder", "--run", "runs/bug")
+    assert result.code == 1
+    assert "ValueError: a bug in the training step (trace: runs/bug/error.log)" in result.error
+    assert "my_pkg.py" in Path("runs/bug/error.log").read_text()
 
 
 def test_debug_shows_where(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,11 +184,11 @@ def expand(checkpoint):
         (lambda c: arguments_of(c).update(lora_alpha="8"), "needs a number as its lora_alpha, not '8'"),
         (
             lambda c: c["ema"].update({f"{FC1}.lora_A.default.weight": torch.zeros(4, 7)}),
-            "the adapters of encoder.model.blocks.0.mlp.fc1 do not fit its weight",
+            "the adapters of model.blocks.0.mlp.fc1 do not fit its weight",
         ),
         (
             lambda c: (c["ema"].clear(), c["state_dict"].pop(f"{FC1}.lora_B.default.weight")),
-            "the adapters of encoder.model.blocks.0.mlp.fc1 do not form a pair",
+            "the adapters of model.blocks.0.mlp.fc1 do not form a pair",
         ),
         (lambda c: arguments_of(c).update(tune="full"), "lora_rank is for tune 'lora', and tune is 'full'"),
         (

@@ -188,4 +188,4 @@ def test_from_the_command_line(project, uniflow, weights):
     assert result.code == 0, result.err
     (project / "losses.yaml").write_text((project / "losses.yaml").read_text().replace(weights, "none.safetensors"))
     result = uniflow("fit", "-c", "recipe.yaml", "-c", "losses.yaml", "--run", "runs/c")
-    assert "no such file: 'none.safetensors'; docs/decoders.md has the script" in result.error
+    assert "no such file: 'none.safetensors'; docs/decoders.md has a script" in result.error

@@ -128,7 +128,7 @@ def test_fit_writes_the_recipe_and_test_adds_what_it_measured(tmp_path):
 
     def test():
         settings = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False}
-        trainer = Trainer(default_root_dir=tmp_path, callbacks=[ResultsFile()], **settings)
+        trainer = Trainer(default_root_dir=tmp_path, callbacks=[TokenizerExport(), ResultsFile()], **settings)
         trainer.test(task, tiny_scenes(), verbose=False)
         return json.loads((tmp_path / "test_results.json").read_text())
 

@@ -154,7 +154,7 @@ def test_sources_that_are_none(tmp_path, capsys):
         ("official", OFFICIAL / "config.json", "is not a folder"),
         ("to-official", tmp_path / "absent", "no tokenizer at"),
         ("to-official", OFFICIAL, "format"),
-        ("sideways", OFFICIAL, "'to-official'"),
+        ("sideways", OFFICIAL, "to-official"),
     ]:
         assert main(["convert", direction, str(place), str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err

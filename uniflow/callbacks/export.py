@@ -47,9 +47,11 @@ class TokenizerExport(Callback):
         folder = Path(trainer.default_root_dir) / "tokenizer"
         self._tested = writes and tokenizer is not None and _holds(folder, tokenizer)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Not at the end of the test: by now all callbacks have written what the card shows.
         tokenizer = tokenizer_of(pl_module)
-        if self._tested and tokenizer is not None:
+        if stage == "test" and self._tested and tokenizer is not None:
+            self._tested = False
             run = Path(trainer.default_root_dir)
             write_card(run / "tokenizer", model_card(tokenizer.parts, *read_run(run)))
 

@@ -138,7 +138,7 @@ class Stability(Callback):
 @torch.no_grad()
 def all_finite(module: LightningModule) -> bool:
     """Whether all weights and buffers are finite; of a sharded module in all processes, which all have to call this."""
-    tensors = local([tensor for _, tensor in _floats(module) if tensor.numel()])
+    tensors = [piece for piece in local([tensor for _, tensor in _floats(module)]) if piece.numel()]
     largest = torch._foreach_norm(tensors, float("inf")) if tensors else []
     finite = torch.stack([torch.isfinite(value) for value in largest]).all() if largest else torch.tensor(True)
     if is_sharded(module) and dist.is_initialized():
