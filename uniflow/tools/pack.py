@@ -18,10 +18,11 @@ import webdataset as wds
 from PIL import Image
 from torch import Tensor
 
+from uniflow.core.files import printable, read_bytes
 from uniflow.data.images.folder import ImageFolder
-from uniflow.data.images.reading import ImageReadError, read_image
+from uniflow.data.images.reading import MAX_BYTES, MAX_PIXELS, ImageReadError, read_image
+from uniflow.data.images.shard_lists import INDEX
 from uniflow.data.images.transforms import resize_short_side
-from uniflow.data.images.webdataset import INDEX
 from uniflow.data.sampler import mix_seed
 
 Format = Literal["jpg", "png"]
@@ -47,17 +48,19 @@ class _Cut:
     format: Format
     quality: int
     seed: int
+    max_pixels: int
 
     def __call__(self, item: _Item) -> tuple[_Item, list[dict[str, Any]], str | None]:
         """The item, its samples as fields of a tar file, and the reason if there are none."""
         try:
-            image = read_image(item.path, item.name)
+            image = read_image(item.path, item.name, max_pixels=self.max_pixels)
+            self._check_enlarged(item, image)
         except ImageReadError as error:
             return item, [], error.reason
         fields: dict[str, Any] = {} if item.label is None else {"cls": str(item.label)}
         if self.size is None and self.crops_per_image is None:
             suffix = item.path.suffix.lower().removeprefix(".")
-            return item, [{suffix: item.path.read_bytes(), "json": {"name": item.name}, **fields}], None
+            return item, [{suffix: read_bytes(item.path, MAX_BYTES), "json": {"name": item.name}, **fields}], None
         if self.size is not None and min(image.shape[-2:]) > self.size:
             image = resize_short_side(image, self.size)
         if self.crops_per_image is None:
@@ -70,6 +73,16 @@ class _Cut:
             place = {"name": item.name, "top": top, "left": left}
             samples.append({self.format: self._encode(crop), "json": place, **fields})
         return item, samples, None
+
+    def _check_enlarged(self, item: _Item, image: Tensor) -> None:
+        """Refuse a strip that would become huge if its short side were enlarged to a crop's."""
+        height, width = image.shape[-2:]
+        factor = self.crop_size / min(height, width) if self.crops_per_image is not None else 1.0
+        if factor > 1 and height * width * factor**2 > self.max_pixels:
+            raise ImageReadError(
+                item.name,
+                f"{width} x {height} pixels would be enlarged to more than {self.max_pixels:,} in all (max_pixels)",
+            )
 
     def _places(self, item: _Item, height: int, width: int) -> list[tuple[int, int]]:
         """Upper left corners of the crops: random in training, of a grid without overlap otherwise."""
@@ -110,6 +123,7 @@ def pack(
     seed: int = 0,
     num_workers: int = 0,
     overwrite: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """Pack a folder of images into the shards train-000000.tar, val-..., test-... and an index.json.
 
@@ -133,6 +147,7 @@ def pack(
         seed: seed of the order and of the random crops.
         num_workers: processes that read and encode; 0 does it in this one.
         overwrite: replace shards that are in `out`.
+        max_pixels: images with more pixels, also after they are enlarged to a crop, are left out; at most 178,956,970.
 
     Returns:
         The index: samples of each shard, samples and images of each split, class names, held-out and skipped files,
@@ -147,7 +162,9 @@ def pack(
             raise ValueError(f"pack: {name} must be at least 1, not {value}")
     if crop_size < 1 or not 1 <= quality <= 100 or num_workers < 0:
         raise ValueError("pack: crop_size must be at least 1, quality in 1 ... 100 and num_workers at least 0")
-    cut = _Cut(size, crops_per_image, crop_size, format, quality, seed)
+    if not 1 <= max_pixels <= MAX_PIXELS:
+        raise ValueError(f"pack: max_pixels must be in 1 ... {MAX_PIXELS}, not {max_pixels}")
+    cut = _Cut(size, crops_per_image, crop_size, format, quality, seed, max_pixels)
     items, class_names = _items(source, {"test": hold_out, "val": validation}, labels)
     random.Random(mix_seed(seed)).shuffle(items)
     _clear(out, overwrite)
@@ -193,8 +210,9 @@ def _items(
     items = []
     for split, (root, names) in splits.items():
         for name in names:
-            label = numbers[name.split("/", 1)[0]] if class_names is not None else None
-            items.append(_Item(moved.get(name, split) if split == "train" else split, root / name, name, label))
+            label = numbers[printable(name.split("/", 1)[0])] if class_names is not None else None
+            target = moved.get(name, split) if split == "train" else split
+            items.append(_Item(target, root / name, printable(name), label))
     if not items:
         raise ValueError(f"pack: {source} holds no images")
     return items, class_names
@@ -226,7 +244,7 @@ def _write(out: Path, shard_size: int, results: Iterable[Any], skipped: list[dic
         for item, samples, reason in results:
             if reason is not None:
                 skipped.append({"name": item.name, "reason": reason})
-            for sample in samples:
+            for sample in samples:  # keys are numbers: a dot in a file's name would end the key there
                 name = f"{item.split}-{numbers[item.split] // shard_size:06d}.tar"
                 if name not in shards:
                     if item.split in writers:

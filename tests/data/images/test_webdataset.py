@@ -20,9 +20,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from uniflow.data.images.webdataset import WebDataset, shard_counts, shard_urls
+from uniflow.data.images.shard_lists import shard_counts, shard_urls
+from uniflow.data.images.shards import ShardReader
+from uniflow.data.images.webdataset import WebDataset
+from uniflow.data.skipped import SkipLog
 
 SHARDS, PER_SHARD = 3, 10
+FOLDERS = {"train": "", "val": "val", "test": "test"}
 
 
 def png(value: int) -> bytes:
@@ -54,10 +58,14 @@ def shards(tmp_path: Path) -> Path:
 
 
 def module(folder: Path, **kwargs: Any) -> WebDataset:
-    urls = str(folder / "set-{0..2}.tar")
+    """The shards of `folder` to train on, and copies of them for validation and test."""
+    for split in ("val", "test"):
+        (folder / split).mkdir(exist_ok=True)
+        for shard in folder.glob("set-*.tar"):
+            shutil.copy(shard, folder / split)
     settings: dict[str, Any] = {
-        "train": urls, "val": urls, "test": urls, "size": 8, "batch_size": 4, "num_workers": 0, "epoch_length": 24,
-        "shuffle_buffer": 8,
+        **{split: str(folder / name / "set-{0..2}.tar") for split, name in FOLDERS.items()},
+        "size": 8, "batch_size": 4, "num_workers": 0, "epoch_length": 24, "shuffle_buffer": 8,
     }  # fmt: skip
     return WebDataset(**{**settings, **kwargs})
 
@@ -199,7 +207,7 @@ def test_a_broken_shard_ends_early_in_training_and_stops_an_evaluation(shards: P
     broken = module(shards, resample=False, epoch_length=48)
     assert len(set(ids(broken.train_dataloader()))) >= 20
     assert broken.skip_log.counts() == {"train": 1}
-    with pytest.raises(RuntimeError, match=r"the val shard .*set-1\.tar is broken"):
+    with pytest.raises(ValueError, match=r"the val shard .*set-1\.tar is broken"):
         ids(broken.val_dataloader())
 
 
@@ -226,7 +234,7 @@ def test_settings_that_cannot_work_are_said_in_one_line(shards: Path) -> None:
     assert len(module(shards, epoch_length=None).train_dataloader()) == 7
     for i in range(3):
         write(shards / f"set-{i}.tar", [])
-    with pytest.raises(RuntimeError, match="no sample in the"):
+    with pytest.raises(ValueError, match="no sample in the"):
         ids(module(shards).train_dataloader())
 
 
@@ -235,8 +243,8 @@ def test_urls_and_counts(shards: Path) -> None:
     assert shard_urls(str(shards / "set-*.tar"), "train") == names
     assert shard_urls([names[2], str(shards / "set-{0..1}.tar")], "train") == [names[2], *names[:2]]
     assert shard_urls("https://host/a-{00..02}.tar", "train")[2] == "https://host/a-02.tar"
-    assert shard_counts(names) == [10, 10, 10]
-    assert shard_counts(["https://host/a.tar"]) is None
+    assert shard_counts(names, ShardReader("val", None, SkipLog(None))) == [10, 10, 10]
+    assert shard_counts(["https://host/a.tar"], ShardReader("val", None, SkipLog(None))) is None
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset reads http with curl")
@@ -246,11 +254,12 @@ def test_remote_shards(shards: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         urls = f"http://127.0.0.1:{server.server_port}/set-{{0..2}}.tar"
-        data = module(shards, train=urls, val=urls, resample=False, epoch_length=30, batch_size=5)
+        held_out = urls.replace("/set", "/val/set")
+        data = module(shards, train=urls, val=held_out, resample=False, epoch_length=30, batch_size=5)
         assert sorted(ids(data.val_dataloader())) == list(range(30))
         assert sorted(ids(data.train_dataloader())) == list(range(30))
-        gone = module(shards, val=urls.replace("0..2", "0..3"))
-        with pytest.raises(RuntimeError, match=r"set-3\.tar is broken"):
+        gone = module(shards, val=held_out.replace("0..2", "0..3"))
+        with pytest.raises(ValueError, match=r"set-3\.tar is broken"):
             ids(gone.val_dataloader())
     finally:
         server.shutdown()

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from uniflow.core.files import printable
 from uniflow.data.images.buckets import read_sizes
 from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.listing import list_images as list_images  # other modules import it from here
 from uniflow.data.images.listing import walk_images
 from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
 from uniflow.data.sampler import sample_generator

@@ -12,48 +12,90 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
+from uniflow.core.errors import one_line
+from uniflow.data.errors import DataError
+from uniflow.data.images.archives import BrokenShardError, RawSample, image_field, read_samples
 from uniflow.data.images.buckets import Buckets
-from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
+from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
 from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import batch_sizes, mix_seed
 from uniflow.data.skipped import SkipLog
-
-RawSample = dict[str, Any]
 
 
 class ShardReader:
     """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, with classes, "label"."""
 
-    def __init__(self, split: str, num_classes: int | None, skip_log: SkipLog) -> None:
+    def __init__(
+        self,
+        split: str,
+        num_classes: int | None,
+        skip_log: SkipLog,
+        *,
+        strict: bool = False,
+        image_field: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """
+        Args:
+            split: the split, for messages.
+            num_classes: number of classes; None: no labels.
+            skip_log: where samples that cannot be read are named.
+            strict: a broken shard, or one with another number of samples than expected, is an error. Otherwise the rest
+                of a broken shard is skipped and logged.
+            image_field: the field that is the image, such as "jpg" or "rgb.png"; by default the only one that can be.
+            max_pixels: images with more pixels are skipped.
+        """
         self.split, self.num_classes, self.skip_log = split, num_classes, skip_log
+        self.strict, self.image_field, self.max_pixels = strict, image_field, max_pixels
 
-    def raw(self, url: str, strict: bool) -> Iterator[RawSample]:
-        """The undecoded samples of one shard. A broken shard ends early and is logged, or raises if `strict`."""
+    def raw(self, url: str, expected: int | None = None, contents: bool = True) -> Iterator[RawSample]:
+        """The undecoded samples of one shard that have an image, with the name of its field as "__image__".
+
+        Args:
+            url: the shard.
+            expected: number of samples that its index says it has.
+            contents: False: only names are read, and all fields are empty.
+
+        Raises:
+            DataError: if the image of a sample is ambiguous; if `strict`, also if the shard is broken.
+        """
+        number = 0
         try:
-            yield from wds.tarfile_to_samples()([{"url": url}])
-        except Exception as error:  # tarfile, curl and the cloud clients each have their own errors
-            reason = f"{type(error).__name__}: {error.args[0] if error.args else ''}"
-            if strict:
-                raise RuntimeError(f"the {self.split} shard {url} is broken ({reason})") from error
+            for sample in read_samples(url, contents=contents):
+                image = image_field(sample, self.image_field)
+                if image is None:
+                    fields = [name for name in sample if not name.startswith("__")]
+                    wanted = self.image_field or "image"
+                    self.skip_log.add(self.split, f"{url}:{sample['__key__']}", f"no {wanted} among {sorted(fields)}")
+                    continue
+                number += 1
+                yield {**sample, "__image__": image}
+        except BrokenShardError as error:
+            reason = one_line(error)
+            if self.strict:
+                raise DataError(
+                    f"the {self.split} shard {url} is broken ({reason}); replace it, or set allow_missing "
+                    "to use the rest"
+                ) from error
             self.skip_log.add(self.split, url, f"broken shard, the rest of it is skipped: {reason}")
+            return
+        if self.strict and expected is not None and number != expected:
+            raise DataError(
+                f"the {self.split} shard {url} has {number} images, but index.json says {expected}; replace it, "
+                "pack the images again, or set allow_missing to use what is there"
+            )
 
     def decode(self, raw: RawSample, min_side: int | None = None) -> dict[str, Any] | None:
         """The sample with its whole image, uint8 (3, H, W); None and a line in the skip log if it cannot be read."""
         name = f"{raw['__url__']}:{raw['__key__']}"
         try:
-            sample: dict[str, Any] = {"image": read_image(self._image(raw, name), name, min_side)}
+            sample: dict[str, Any] = {"image": read_image(raw[raw["__image__"]], name, min_side, self.max_pixels)}
             if self.num_classes is not None:
                 sample["label"] = self._label(raw, name, self.num_classes)
             return sample
         except ImageReadError as error:
             self.skip_log.add(self.split, name, error.reason)
             return None
-
-    def _image(self, raw: RawSample, name: str) -> bytes:
-        for key, value in raw.items():
-            if "." + key.rsplit(".", 1)[-1].lower() in EXTENSIONS:
-                return value
-        raise ImageReadError(name, f"no image among {sorted(k for k in raw if not k.startswith('__'))}")
 
     def _label(self, raw: RawSample, name: str, num_classes: int) -> int:
         try:
@@ -117,7 +159,7 @@ class TrainShards(IterableDataset):
             sample = self.reader.decode(raw, self.crop.min_side)
             if sample is None:
                 if slot >= last + 1000 or len(waiting) > 1000:
-                    raise RuntimeError("1000 training samples in a row cannot be read; see the skip log")
+                    raise DataError("1000 training samples in a row cannot be read; see the skip log")
                 continue
             for filled in waiting:
                 seed = mix_seed(self.seed, epoch, self.rank, lane, filled)
@@ -132,7 +174,7 @@ class TrainShards(IterableDataset):
         for number in count():
             seed = mix_seed(self.seed, epoch, self.rank, lane, number)
             shards = self._shards(epoch, number, lane, lanes, seed)
-            samples = chain.from_iterable(self.reader.raw(url, strict=False) for url in shards)
+            samples = chain.from_iterable(self.reader.raw(url) for url in shards)
             if self.shuffle_buffer > 1:
                 buffer = {"bufsize": self.shuffle_buffer, "initial": self.shuffle_buffer}
                 samples = wds.shuffle(**buffer, rng=random.Random(seed))(samples)
@@ -140,7 +182,7 @@ class TrainShards(IterableDataset):
             for sample in samples:
                 yield sample
             if sample is None:
-                raise RuntimeError(f"no sample in the {len(shards)} training shards {shards[0]} ...")
+                raise DataError(f"no sample in the {len(shards)} training shards {shards[0]} ...")
 
     def _shards(self, epoch: int, number: int, lane: int, lanes: int, seed: int) -> list[str]:
         if self.resample:
@@ -160,6 +202,8 @@ class EvaluationShards(IterableDataset):
     The shards are divided among workers. With several processes each process reads all shards and keeps every
     `world_size`-th sample. All processes have the same number of batches, so that none waits for another in a
     collective; this requires the number of samples in each shard.
+
+    None stands for a batch without a readable sample.
     """
 
     def __init__(
@@ -173,6 +217,7 @@ class EvaluationShards(IterableDataset):
         rank: int,
         world_size: int,
         counts: list[int] | None,
+        expected: list[int | None],
     ) -> None:
         if world_size > 1 and counts is None:
             raise ValueError(
@@ -180,12 +225,14 @@ class EvaluationShards(IterableDataset):
                 "use local shards, which are counted, or one process"
             )
         self.reader, self.urls, self.crop, self.collate = reader, urls, crop, collate
-        self.batch_size, self.rank, self.world_size, self.counts = batch_size, rank, world_size, counts
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.counts, self.expected = counts, expected
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         lane, lanes = (worker.id, worker.num_workers) if worker else (0, 1)
-        raw = chain.from_iterable(self.reader.raw(url, strict=True) for url in self.urls[lane::lanes])
+        shards = list(zip(self.urls, self.expected, strict=True))[lane::lanes]
+        raw = chain.from_iterable(self.reader.raw(url, expected) for url, expected in shards)
         if self.world_size == 1:
             groups = iter(lambda: list(islice(raw, self.batch_size)), [])
         else:
@@ -193,10 +240,20 @@ class EvaluationShards(IterableDataset):
             share = islice(raw, self.rank, None, self.world_size)
             sizes = batch_sizes(sum(self.counts[lane::lanes]), self.rank, self.world_size, self.batch_size)
             groups = (list(islice(share, size)) for size in sizes)
+        group: list[RawSample] | None = None
         for group in groups:
-            decoded = [(sample, raw["__key__"]) for raw in group if (sample := self.reader.decode(raw)) is not None]
+            decoded = [(sample, r["__key__"]) for r in group if (sample := self.reader.decode(r)) is not None]
             if decoded:
                 samples = [{**s, "image": self.crop(s["image"]), "name": key} for s, key in decoded]
                 yield self.collate(samples)
             elif self.world_size > 1:
-                raise RuntimeError(f"none of {len(group)} {self.reader.split} samples in a row can be read")
+                raise DataError(
+                    f"none of {len(group)} {self.reader.split} samples in a row can be read, and a process cannot skip "
+                    "a whole batch while others wait for it; raise batch_size or use one process"
+                )
+            else:
+                yield None
+        if group is None:  # no sample: an error if no worker has one
+            yield None
+        for _ in raw:  # a shard with more samples than its index says is an error
+            pass

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import glob
-import json
-import tarfile
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset
-from webdataset.shardlists import expand_urls
 
 from uniflow.data.base import ResumableDataLoader
 from uniflow.data.images.crops import CroppedImages
+from uniflow.data.images.shard_lists import INDEX, index_count, read_index, separate, shard_counts, shard_urls
 from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
-
-INDEX = "index.json"
 
 
 class WebDataset(CroppedImages):
@@ -48,6 +42,8 @@ class WebDataset(CroppedImages):
         resample: bool = True,
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
+        image_field: str | None = None,
+        allow_missing: bool = False,
         **settings: Any,
     ) -> None:
         """
@@ -62,6 +58,10 @@ class WebDataset(CroppedImages):
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
+            image_field: the field of a sample that is its image, such as "jpg" or "rgb.png" of `x.rgb.png`. By default
+                it is the only field that is an image, or the only one without a dot.
+            allow_missing: evaluate what is left of shards that are cut off, or that hold another number of images than
+                their `index.json` says; otherwise that is an error.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
@@ -73,12 +73,12 @@ class WebDataset(CroppedImages):
                 raise ValueError(f"WebDataset: {name} must be at least 1, not {value}")
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
-        self.num_classes = num_classes
+        self.num_classes, self.image_field, self.allow_missing = num_classes, image_field, allow_missing
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
         """Find the shards of all splits and read the classes from their index."""
-        self.urls = {split: shard_urls(source, split) for split, source in self.sources.items()}
+        self.urls = separate({s: shard_urls(source, s, self.allow_missing) for s, source in self.sources.items()})
         index = read_index(self.urls["train"][0])
         names = index.get("class_names")
         if self.num_classes is not None:
@@ -91,11 +91,14 @@ class WebDataset(CroppedImages):
     def make_dataset(self, split: str) -> IterableDataset:
         """The stream of `split`'s samples, for this process."""
         classes = len(self.class_names) if self.class_names is not None else None
-        reader, urls = ShardReader(split, classes, self.skip_log), self.urls[split]
+        urls, strict = self.urls[split], split != "train" and not self.allow_missing
+        settings: dict[str, Any] = {"image_field": self.image_field, "max_pixels": self.max_pixels}
+        reader = ShardReader(split, classes, self.skip_log, strict=strict, **settings)
         process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         if split != "train":
-            counts = shard_counts(urls) if self.world_size > 1 else None
-            return EvaluationShards(reader, urls, self.eval_crop, self.collate, counts=counts, **process)
+            counts = shard_counts(urls, reader, trust_index=strict) if self.world_size > 1 else None
+            options: dict[str, Any] = {"counts": counts, "expected": [index_count(url) for url in urls], **process}
+            return EvaluationShards(reader, urls, self.eval_crop, self.collate, **options)
         if not self.resample and len(urls) < self.world_size:
             raise ValueError(
                 f"WebDataset: {len(urls)} training shards cannot be divided among {self.world_size} processes; "
@@ -138,7 +141,8 @@ class WebDataset(CroppedImages):
     def _batches(self) -> int:
         length = self.epoch_length
         if length is None:
-            counts = shard_counts(self.urls["train"])
+            reader = ShardReader("train", None, self.skip_log, image_field=self.image_field)
+            counts = shard_counts(self.urls["train"], reader)
             if counts is None:
                 raise ValueError(
                     "WebDataset: set epoch_length, the training samples per epoch; "
@@ -188,69 +192,3 @@ class ShardLoader(ResumableDataLoader):
     def __len__(self) -> int:
         dataset: Any = self.dataset
         return dataset.batches
-
-
-def shard_urls(source: str | list[str], split: str) -> list[str]:
-    """The paths and URLs of `source`: braces expanded, local patterns listed in sorted order.
-
-    Raises:
-        ValueError: if there are none, or a local one is missing.
-    """
-    urls: list[str] = []
-    for pattern in [source] if isinstance(source, str) else source:
-        for url in expand_urls(str(pattern)):
-            urls += sorted(glob.glob(url)) or [url] if _is_local(url) and glob.has_magic(url) else [url]
-    missing = [url for url in urls if _is_local(url) and not _local(url).is_file()]
-    if missing:
-        raise ValueError(f"WebDataset: the {split} shard {missing[0]} does not exist ({len(missing)} are missing)")
-    if not urls:
-        raise ValueError(f"WebDataset: no {split} shards are given")
-    return urls
-
-
-def read_index(url: str) -> dict[str, Any]:
-    """The `index.json` next to a local shard; empty if there is none or the shard is remote.
-
-    Raises:
-        ValueError: if the file is not a JSON object.
-    """
-    path = _local(url).parent / INDEX
-    if not _is_local(url) or not path.is_file():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"WebDataset: {path} is not valid JSON ({error})") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"WebDataset: {path} must hold a JSON object, as written by `uniflow pack`")
-    return index
-
-
-def shard_counts(urls: list[str]) -> list[int] | None:
-    """Number of samples in each shard, from the index or from the members of a local tar file.
-
-    Returns:
-        One number per shard, or None if any of them is unknown.
-    """
-    indices: dict[Path, dict[str, int]] = {}
-    counts = []
-    for url in urls:
-        folder = _local(url).parent
-        if folder not in indices:
-            indices[folder] = read_index(url).get("shards", {})
-        number = indices[folder].get(_local(url).name)
-        if number is None and _is_local(url):
-            with tarfile.open(_local(url)) as tar:
-                number = len({Path(m.name).parent / Path(m.name).name.split(".", 1)[0] for m in tar if m.isfile()})
-        if number is None:
-            return None
-        counts.append(number)
-    return counts
-
-
-def _is_local(url: str) -> bool:
-    return ":" not in url or url.startswith("file:") or (len(url) > 1 and url[1] == ":")
-
-
-def _local(url: str) -> Path:
-    return Path(url.removeprefix("file://").removeprefix("file:"))
