@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cli_fixtures import project, uniflow  # noqa: F401
+from PIL import Image
 
 SCRIPT = """
 import sys, time
@@ -75,3 +79,28 @@ def test_an_error_in_validation_ends_the_process_soon(tmp_path: Path, process: s
     assert "KeyError: 'a bug'" in result.stderr
     assert "atexit" not in result.stderr
     assert waited < 10
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_a_split_without_a_readable_image_ends_a_fit_in_one_line(
+    uniflow: Callable[..., Any],  # noqa: F811
+    project: Path,  # noqa: F811
+    split: str,
+) -> None:
+    for name, count in (("train", 8), ("val", 3), ("test", 3)):
+        for i in range(count):
+            path = project / "images" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20)).save(path)
+            if name == split:
+                path.write_bytes(b"broken")
+    result = uniflow(
+        "fit", "-c", "recipe.yaml", "--data", "ImageFolder", "--data.root", "images", "--data.size", "16",
+        "--data.num_workers", "1", "--data.batch_size", "2", "--run", "run", "--trainer.max_steps", "2",
+    )  # fmt: skip
+    lines = [line for line in result.err.splitlines() if "error:" in line]
+    assert result.code == 2, result.err
+    assert len(lines) == 1
+    assert ("not one image can be read" if split == "val" else "no readable image among") in lines[0]
+    assert "Traceback" not in result.err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,38 @@ def test_what_cannot_be_packed_is_said_in_one_line(photos: Path, tmp_path: Path)
     (tmp_path / "empty" / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match="can be read for training"):
         pack(tmp_path / "empty", tmp_path / "out2")
+
+
+def test_odd_files_are_left_out_and_named(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    for name in (b"a.jpg", b"a.png", b"a.depth.png", b"my.0.png", b"my.1.png", b"\xff.png", b"x/b.png"):
+        path = Path(os.fsdecode(bytes(source) + b"/" + name))
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (source / "x" / "loop").symlink_to(source)
+    (source / "link.png").symlink_to("a.png")
+    os.mkfifo(source / "pipe.png")
+    (source / "zero.png").symlink_to("/dev/zero")
+    with open(source / "sparse.png", "wb") as file:
+        file.truncate(20 * 10**9)
+    Image.new("1", (30000, 1)).save(source / "strip.png")
+    Image.new("1", (200, 200)).save(source / "large.png")
+    start = time.monotonic()
+    options: dict[str, Any] = {"crops_per_image": 1, "crop_size": 64, "max_pixels": 30000}
+    with pytest.warns(UserWarning, match="1 names of images are links"):
+        index = pack(source, tmp_path / "out", **options)
+    reasons = {entry["name"]: entry["reason"] for entry in index["skipped"]}
+    assert set(reasons) == {"pipe.png", "zero.png", "sparse.png", "strip.png", "large.png"}
+    assert "30000 x 1 pixels would be enlarged" in reasons["strip.png"]
+    assert "200 x 200 pixels, more than" in reasons["large.png"]
+    packed = {"a.jpg", "a.png", "a.depth.png", "my.0.png", "my.1.png", "\\udcff.png", "x/b.png"}
+    assert sources(tmp_path / "out", "train") == packed
+    assert len(samples(tmp_path / "out", "train")) == 7
+    assert time.monotonic() - start < 20
+    with pytest.raises(ValueError, match="max_pixels must be in"):
+        pack(source, tmp_path / "out", max_pixels=0)
 
 
 def test_the_packages_photographs_are_written(tmp_path: Path) -> None:

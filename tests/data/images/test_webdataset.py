@@ -64,8 +64,8 @@ def module(folder: Path, **kwargs: Any) -> WebDataset:
         for shard in folder.glob("set-*.tar"):
             shutil.copy(shard, folder / split)
     settings: dict[str, Any] = {
-        **{split: str(folder / name / "set-{0..2}.tar") for split, name in FOLDERS.items()}, "size": 8, "batch_size": 4, "num_workers": 0, "epoch_length": 24,
-        "shuffle_buffer": 8,
+        **{split: str(folder / name / "set-{0..2}.tar") for split, name in FOLDERS.items()},
+        "size": 8, "batch_size": 4, "num_workers": 0, "epoch_length": 24, "shuffle_buffer": 8,
     }  # fmt: skip
     return WebDataset(**{**settings, **kwargs})
 

@@ -44,8 +44,8 @@ def read_samples(url: str, max_bytes: int = MAX_BYTES, contents: bool = True) ->
         contents: False: all fields are empty, which is faster.
 
     Raises:
-        BrokenShardError: if the shard cannot be opened, is not a tar file, ends before its end-of-archive block, is damaged, has a file
-            larger than `max_bytes`, or has a file twice.
+        BrokenShardError: if the shard cannot be opened, is not a tar file, ends before its end-of-archive block, is
+            damaged, has a file larger than `max_bytes`, or has a file twice.
     """
     sample: RawSample | None = None
     for name, content in _members(url, max_bytes, contents):
@@ -81,8 +81,9 @@ def image_field(raw: RawSample, wanted: str | None = None) -> str | None:
     if len(candidates) > 1:
         listed = ", ".join(candidates[:3]) + (" ..." if len(candidates) > 3 else "")
         raise DataError(
-            f"{raw['__url__']}: the sample {raw['__key__']} has {len(candidates)} images ({listed}); a sample's name ends at the first "
-            "dot, so name the field of the image with image_field, or pack the images again without dots in names"
+            f"{raw['__url__']}: the sample {raw['__key__']} has {len(candidates)} images ({listed}); a sample's "
+            "name ends at the first dot, so name the field of the image with image_field, or pack the images again "
+            "without dots in their names"
         )
     return candidates[0] if candidates else None
 

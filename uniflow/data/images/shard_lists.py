@@ -146,8 +146,8 @@ def _require_indexed(pattern: str, split: str) -> None:
     missing = [shard for shard in shards if fnmatch(shard, name) and not os.path.exists(os.path.join(folder, shard))]
     if missing:
         raise ValueError(
-            f"WebDataset: the {split} shard {os.path.join(folder, missing[0])} does not exist ({len(missing)} that {INDEX} "
-            "names are missing); replace them, or set allow_missing"
+            f"WebDataset: the {split} shard {os.path.join(folder, missing[0])} does not exist ({len(missing)} that "
+            f"{INDEX} names are missing); replace them, or set allow_missing"
         )
 
 
@@ -158,8 +158,8 @@ def _expanded(pattern: str) -> list[str]:
         number = 2**63  # no pattern of a user has a thousand braces in each other
     if number > MAX_SHARDS:
         raise ValueError(
-            f"WebDataset: {pattern[:200]} stands for {number:,} shards, more than {MAX_SHARDS:,}; check the braces, or give "
-            "a list of patterns"
+            f"WebDataset: {pattern[:200]} stands for {number:,} shards, more than {MAX_SHARDS:,}; check the braces, or "
+            "give a list of patterns"
         )
     try:
         return expand_urls(pattern)

@@ -74,14 +74,15 @@ class ShardReader:
             reason = one_line(error)
             if self.strict:
                 raise DataError(
-                    f"the {self.split} shard {url} is broken ({reason}); replace it, or set allow_missing to use the rest"
+                    f"the {self.split} shard {url} is broken ({reason}); replace it, or set allow_missing "
+                    "to use the rest"
                 ) from error
             self.skip_log.add(self.split, url, f"broken shard, the rest of it is skipped: {reason}")
             return
         if self.strict and expected is not None and number != expected:
             raise DataError(
-                f"the {self.split} shard {url} has {number} images, but index.json says {expected}; replace it, pack the "
-                "images again, or set allow_missing to use what is there"
+                f"the {self.split} shard {url} has {number} images, but index.json says {expected}; replace it, "
+                "pack the images again, or set allow_missing to use what is there"
             )
 
     def decode(self, raw: RawSample, min_side: int | None = None) -> dict[str, Any] | None:
@@ -247,8 +248,8 @@ class EvaluationShards(IterableDataset):
                 yield self.collate(samples)
             elif self.world_size > 1:
                 raise DataError(
-                    f"none of {len(group)} {self.reader.split} samples in a row can be read, and a process cannot skip a "
-                    "whole batch while others wait for it; raise batch_size or use one process"
+                    f"none of {len(group)} {self.reader.split} samples in a row can be read, and a process cannot skip "
+                    "a whole batch while others wait for it; raise batch_size or use one process"
                 )
             else:
                 yield None

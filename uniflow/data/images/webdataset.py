@@ -58,8 +58,8 @@ class WebDataset(CroppedImages):
             resample: draw shards with replacement.
             shuffle_buffer: samples in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
-            image_field: the field of a sample that is its image, such as "jpg" or "rgb.png" of `x.rgb.png`. By default it is
-                the only field that is an image, or the only one without a dot.
+            image_field: the field of a sample that is its image, such as "jpg" or "rgb.png" of `x.rgb.png`. By default
+                it is the only field that is an image, or the only one without a dot.
             allow_missing: evaluate what is left of shards that are cut off, or that hold another number of images than
                 their `index.json` says; otherwise that is an error.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
