@@ -151,7 +151,7 @@ def test_init_from_a_tokenizer_leaves_out_a_regression(first, tmp_path):
 
 def test_init_from_is_not_read_when_a_run_is_resumed(first, tmp_path):
     run(tmp_path, 4, first / "last.ckpt", init_from=str(tmp_path / "gone"))
-    with pytest.raises(FileNotFoundError, match="no checkpoint or tokenizer at"):
+    with pytest.raises(ValueError, match="no checkpoint or tokenizer at"):
         run(tmp_path, 4, init_from=str(tmp_path / "gone"))
 
 

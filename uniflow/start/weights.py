@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from uniflow.core.errors import one_line
 from uniflow.core.tensors import refuse_nonfinite
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
 from uniflow.sharding.shard import reshard, spread_like
@@ -23,26 +24,31 @@ def load_initial(task: nn.Module, path: str) -> None:
             tokenizer, whose weights have to be those of the task's `tokenizer`. What else the task has stays as it is.
 
     Raises:
-        FileNotFoundError: if there is nothing at `path`.
-        ValueError: if it cannot be read safely, or its weights do not fit.
+        ValueError: if there is nothing at `path`, it cannot be read safely, or its weights do not fit.
     """
     source = Path(path)
     if not source.exists():
-        raise FileNotFoundError(f"init_from: there is no checkpoint or tokenizer at {path}")
+        raise ValueError(f"init_from: there is no checkpoint or tokenizer at {path}")
     reshard(task)
     current = task.state_dict()
     expected = current
-    if source.is_dir() and not is_sharded_checkpoint(source):
-        tensors = {_TOKENIZER + name: tensor for name, tensor in read_directory(source)[1].items()}
+    is_tokenizer = source.is_dir() and not is_sharded_checkpoint(source)
+    try:
+        tensors = _of_tokenizer(source) if is_tokenizer else _of_checkpoint(source)
+    except OSError as error:  # as a ValueError, which is the user's to put right also when the trainer runs
+        raise ValueError(f"init_from: {one_line(error)}") from error
+    if is_tokenizer:
         expected = {name: tensor for name, tensor in current.items() if name.startswith(_TOKENIZER)}
-    else:
-        tensors = _weights(source)
     check_fit(expected, tensors, source, "the model that is to be trained")
     refuse_nonfinite(tensors, source)
     task.load_state_dict({name: spread_like(current[name], value) for name, value in tensors.items()}, strict=False)
 
 
-def _weights(source: Path) -> dict[str, Tensor]:
+def _of_tokenizer(source: Path) -> dict[str, Tensor]:
+    return {_TOKENIZER + name: tensor for name, tensor in read_directory(source)[1].items()}
+
+
+def _of_checkpoint(source: Path) -> dict[str, Tensor]:
     content = checkpoint_content(source)
     state, ema = content.get("state_dict"), content.get("ema", {})
     if not (isinstance(state, dict) and isinstance(ema, dict)):
