@@ -178,3 +178,17 @@ def test_the_options_win_in_a_sharded_run(first, tmp_path):
     assert same(read_tensors(tmp_path / "last.ckpt", "state_dict."), weights)
     with pytest.raises(Exception, match=f"model.optimizer is torch.*{HINT}"):
         sharded(4, tmp_path / "last.ckpt", optimizer=partial(torch.optim.SGD, lr=0.1))
+
+
+def test_on_the_command_line_it_is_one_line(uniflow):
+    assert uniflow("fit", "-c", "recipe.yaml", "--run", "one").code == 0
+    more = ("fit", "-c", "recipe.yaml", "--trainer.max_steps", "4")
+    refused = uniflow(*more, "--run", "two", "--ckpt_path", "one/last.ckpt", "--model.optimizer", "FusedAdamW")
+    assert refused.code == 2
+    assert "the checkpoint holds the state of torch.optim" in refused.error
+    assert refused.error.endswith("set model.init_from to it and leave ckpt_path out")
+    begun = uniflow(*more, "--run", "three", "--model.init_from", "one/last.ckpt", "--model.optimizer", "FusedAdamW")
+    assert begun.code == 0, begun.err
+    missing = uniflow(*more, "--run", "four", "--model.init_from", "none.ckpt")
+    assert missing.code == 2
+    assert "init_from: there is no checkpoint or tokenizer at none.ckpt" in missing.error
