@@ -34,7 +34,6 @@ from uniflow.training import FusedAdamW, LinearSchedule, Piecewise, Schedule, Wa
 from uniflow.training.optimizers import check_finite
 
 OTHER_ROOMS = ("data", "cli", "tools", "plan", "ablation", "pretrained")
-UNCHECKED = ("Preemption", "Stability")  # not yet
 WRONG = (math.nan, math.inf, -math.inf, -1, 0, 1e30, True)
 BASES = (Part, Task, Callback, Head, LayerWeighting, Schedule, FeatureSource, FusedAdamW, FSDP2, Regression)
 
@@ -46,7 +45,7 @@ def public_classes() -> Iterator[type]:
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             here = inspect.isclass(value) and value.__module__ == module.name and not name.startswith("_")
-            if here and issubclass(value, BASES) and "__init__" in vars(value) and name not in UNCHECKED:
+            if here and issubclass(value, BASES) and "__init__" in vars(value):
                 yield value
 
 

@@ -74,6 +74,63 @@ def test_kernel_distances_equal_sums_over_pairs():
         kid(x[:1], y)
 
 
+@pytest.mark.parametrize("count", [2, 3, 50])
+@pytest.mark.parametrize("distance", [kid, cmmd])
+def test_kernel_distances_of_pairs_are_zero_for_perfect_reconstructions(distance, count):
+    x = 10 * torch.randn(count, 8, generator=torch.Generator().manual_seed(count))
+    assert distance(x, x.clone(), paired=True) == 0
+    assert distance(x, x.clone()) < 0  # which takes the sets to be independent
+
+
+def test_kernel_distances_of_pairs_leave_out_each_images_own_reconstruction():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    y = x + torch.randn(6, 4, generator=generator, dtype=torch.float64)
+
+    def kernel(a, b):
+        return float((a @ b / 4 + 1) ** 3)
+
+    terms = [
+        kernel(x[i], x[j]) + kernel(y[i], y[j]) - kernel(x[i], y[j]) - kernel(x[j], y[i])
+        for i in range(6)
+        for j in range(6)
+        if i != j
+    ]
+    assert kid(x, y, paired=True) == pytest.approx(sum(terms) / 30, rel=1e-9)
+    with pytest.raises(ValueError, match="as many images in both sets, got 6 and 5"):
+        kid(x, y[:5], paired=True)
+
+
+def test_kernel_distances_of_pairs_are_unbiased():
+    """x is N(0, 1) and y = x + 1 in one dimension: MMD^2 for the kernel (xy + 1)^3 is known from the moments."""
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(5, 1, generator=generator, dtype=torch.float64) for _ in range(20_000)]
+    estimates = torch.tensor([kid(x, x + 1, paired=True) for x in draws])
+    # (ab + 1)^3 has the features 1, a sqrt 3, a^2 sqrt 3, a^3: moments of N(0, 1) are 0, 1, 0, of N(1, 1) 1, 2, 4.
+    truth = 3 * (1 - 0) ** 2 + 3 * (2 - 1) ** 2 + (4 - 0) ** 2
+    error = estimates.std() / len(draws) ** 0.5
+    assert abs(estimates.mean() - truth) < 4 * error
+    biased = torch.tensor([kid(x, x + 1) for x in draws[:5000]]).mean()
+    assert abs(biased - truth) > 10 * error
+
+
+def test_a_perfect_reconstruction_has_no_kernel_distance_in_an_evaluation():
+    evaluation = Evaluation(ReconstructionProtocol(sets=["kid", "cmmd"], features=[Colours()]))
+    images = torch.rand(50, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for batch in images.split(20):
+        evaluation.add_originals(batch, image_digests(batch))
+        evaluation.add(batch)
+    results = evaluation.compute()
+    assert {name: value for name, value in results.items() if "kid" in name or "cmmd" in name} == {
+        f"kid_{Colours().name}": 0, f"cmmd_{Colours().name}": 0,
+    }  # fmt: skip
+
+
+def test_only_protocols_with_kernel_distances_have_new_fingerprints():
+    assert "kernel_distances" not in ReconstructionProtocol(sets=["frechet"]).settings()
+    assert ReconstructionProtocol(sets=["frechet", "kid"]).settings()["kernel_distances"] == "pairs"
+
+
 @pytest.mark.parametrize("photo", ["astronaut", "chelsea", "coffee"])
 def test_ssim_equals_scikit_images_on_photographs(photo):
     image = torch.from_numpy(getattr(photographs, photo)()[:160, :200].copy()).permute(2, 0, 1)[None] / 255

@@ -1,6 +1,9 @@
 """Checkpoints in pieces: reading is safe and complete, and replacing one leaves no gap."""
 
+import importlib
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +111,72 @@ def test_other_shapes_are_refused(checkpoint):
     name = next(iter(read_tensors(checkpoint, "state_dict.")))
     with pytest.raises(ValueError, match="does not fit"):
         load_into({f"state_dict.{name}": torch.zeros(7, 7, 7)}, checkpoint)
+
+
+class Sets:
+    """Pickled, it names `target` and sets attributes of it."""
+
+    def __init__(self, module, name, state):
+        self.target, self.state = (module, name), state
+
+    def bytes(self):
+        module, name = self.target
+        state = pickle.dumps(self.state, protocol=2)[2:-1]
+        return b"\x80\x02c" + module.encode() + b"\n" + name.encode() + b"\n" + state + b"b."
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("pathlib", "Path"), ("torch.serialization", "_get_layout"), ("torch", "Size"), ("torch", "float32"),
+     ("torch.distributed.checkpoint.metadata", "Metadata")],
+)  # fmt: skip
+@pytest.mark.parametrize("state", [(None, {"exists": 1, "__code__": 1}), {"exists": 1}])
+def test_an_index_cannot_change_the_classes_that_it_names(checkpoint, module, name, state):
+    target = getattr(importlib.import_module(module), name)
+    before = dict(vars(target)) if hasattr(target, "__dict__") else None
+    (checkpoint / ".metadata").write_bytes(Sets(module, name, state).bytes())
+    with pytest.raises(ValueError, match="not the index"):
+        read_tensors(checkpoint, "state_dict.")
+    assert before is None or dict(vars(target)) == before
+    assert Path(checkpoint).exists() is True
+
+
+def change_index(checkpoint, change):
+    path = checkpoint / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    change(metadata)
+    path.write_bytes(pickle.dumps(metadata))
+
+
+def test_an_index_of_more_than_its_pieces_hold_is_refused(checkpoint):
+    def grow(metadata):
+        entry = next(e for e in metadata.state_dict_metadata.values() if hasattr(e, "size"))
+        entry.size = torch.Size([2**40])
+
+    change_index(checkpoint, grow)
+    with pytest.raises(ValueError, match="bytes of tensors, and its pieces have"):
+        read_tensors(checkpoint, "state_dict.")
+
+
+@pytest.mark.parametrize("length", [-1, 2**70, "1"])
+def test_an_index_with_wrong_numbers_is_refused(checkpoint, length):
+    def spoil(metadata):
+        next(iter(metadata.storage_data.values())).length = length
+
+    change_index(checkpoint, spoil)
+    with pytest.raises(ValueError, match="expected a whole number"):
+        read_tensors(checkpoint, "state_dict.")
+
+
+def test_pieces_that_are_compressed_are_refused(checkpoint):
+    change_index(checkpoint, lambda m: [setattr(i, "transform_descriptors", ["zstd"]) for i in m.storage_data.values()])
+    with pytest.raises(ValueError, match="compressed"):
+        read_tensors(checkpoint, "state_dict.")
+
+
+def test_a_piece_that_is_a_named_pipe_is_refused_at_once(checkpoint):
+    piece = next(checkpoint.glob("*.distcp"))
+    piece.unlink()
+    os.mkfifo(piece)
+    with pytest.raises(OSError, match="a named pipe"):
+        read_tensors(checkpoint, "state_dict.")

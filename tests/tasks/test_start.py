@@ -241,7 +241,7 @@ def test_the_loss_on_features_keeps_them_in_the_latents(tmp_path, tune):
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_other_weights_of_that_loss_are_refused(value):
-    with pytest.raises(ValueError, match="latent_feature_weight must be a number of at least 0"):
+    with pytest.raises(ValueError, match="latent_feature_weight must be a finite number >= 0"):
         tiny_task(latent_feature_weight=value)
 
 

@@ -141,8 +141,8 @@ cases(
         "config: empty": (NO_JSON, b""),
         "config: cut": (NO_JSON, lambda folder: (folder / "config.json").read_bytes()[:100]),
         "config: Python": (NO_JSON, b"{'format': 1}"),
-        "config: a pickle": (NO_JSON, pickle.dumps(Evil())),
-        "config: not UTF-8": (NO_JSON, '{"format": "é"}'.encode("latin-1")),
+        "config: a pickle": ("not a text in UTF-8", pickle.dumps(Evil())),
+        "config: not UTF-8": ("not a text in UTF-8", '{"format": "é"}'.encode("latin-1")),
         "config: zero bytes": (NO_JSON, b"\0" * 64),
         "config: nests deeply": (NO_JSON, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
         "config: a number of 10,000 digits": (NO_JSON, b'{"format": ' + b"9" * 10_000 + b"}"),
@@ -249,15 +249,24 @@ cases(
         "arguments: unknown to the encoder": ("unexpected keyword argument", argument("encoder", "hub", "x")),
         "arguments: the spec": ("does not take the arguments", argument("decoder", "latent", {"channels": 4})),
         "arguments: self": ("SceneViT", argument("encoder", "self", 1)),
-        "arguments: text for a number": ("width must be int, not 'wide'", argument("decoder", "width", "wide")),
-        "arguments: null for a number": ("channels must be int, not None", argument("bottleneck", "channels", None)),
-        "arguments: a broken number": ("depth must be int, not 2.5", argument("encoder", "depth", 2.5)),
-        "arguments: an object for a number": ("embed_dim must be int", argument("encoder", "embed_dim", {"a": 1})),
+        "arguments: text for a number": (
+            "integer >= 1, not 'wide'",
+            argument("decoder", "width", "wide"),
+        ),
+        "arguments: null for a number": (
+            "integer >= 1, not None",
+            argument("bottleneck", "channels", None),
+        ),
+        "arguments: a broken number": ("depth must be an integer >= 1, not 2.5", argument("encoder", "depth", 2.5)),
+        "arguments: an object for a number": (
+            "embed_dim must be an integer >= 1",
+            argument("encoder", "embed_dim", {"a": 1}),
+        ),
         "arguments: no choice": ("prediction must be", argument("decoder", "prediction", "noise")),
         "arguments: text for numbers": ("pixel_mean must be", argument("decoder", "pixel_mean", "grey")),
         "arguments: three numbers for two": ("learned_grid must be", argument("decoder", "learned_grid", [1, 2, 3])),
         "arguments: negative": ("channel", argument("bottleneck", "channels", -4)),
-        "arguments: zero": ("embed_dim must be an integer >= 1 or null", argument("encoder", "embed_dim", 0)),
+        "arguments: zero": ("embed_dim must be an integer >= 1, not 0", argument("encoder", "embed_dim", 0)),
         "arguments: a width of nothing": ("PatchFlowDecoder", argument("decoder", "width", 0)),
         "arguments: another size": ("do not fit its config", argument("decoder", "width", 32)),
         "arguments: more channels": ("do not fit its config", argument("bottleneck", "channels", 8)),
@@ -320,8 +329,8 @@ case("folder: shards that lead out of it", "has no model.safetensors")(shards)
 cases(
     folder_for_file,
     {
-        "folder: a folder for the weights": ("has no model.safetensors", "model.safetensors"),
-        "folder: a folder for the config": ("has no config.json", "config.json"),
+        "folder: a folder for the weights": ("model.safetensors: a folder; give a regular file", "model.safetensors"),
+        "folder: a folder for the config": ("config.json: a folder; give a regular file", "config.json"),
     },
 )
 cases(

@@ -121,7 +121,7 @@ def test_the_sampling_steps_of_the_config_are_the_decoders(tmp_path):
     default = tokenizer.decode(latents, noise=noise)
     assert torch.equal(default, tokenizer.decode(latents, noise=noise, steps=4))
     assert not torch.equal(default, tokenizer.decode(latents, noise=noise, steps=1))
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="steps must be an integer >= 1"):
         built(steps=0)
 
 
@@ -142,11 +142,8 @@ def test_any_mlp_width(tmp_path, hidden):
 def test_mlp_ratio_is_a_size_of_every_timm_encoder():
     narrow = ENCODER(mlp_ratio=2.0)
     assert narrow.blocks[0].mlp.fc1.out_features == 2 * narrow.spec.embed_dim
-    for wrong, message in (
-        (0.0, "mlp_ratio must be a finite number > 0"),
-        (math.nan, "mlp_ratio must be a finite number > 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for wrong in (0.0, math.nan):
+        with pytest.raises(ValueError, match="mlp_ratio must be a finite number > 0"):
             ENCODER(mlp_ratio=wrong)
     with pytest.raises(ValueError, match="mlp_ratio needs weights null"):
         InternViT(mlp_ratio=2.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from uniflow.core.numbers import CheckedNumbers, UnitFloatBelow1
@@ -24,7 +25,7 @@ class EMA(CheckedNumbers, Callback):
         decay: between 0 (no averaging: the callback does nothing) and 1.
 
     Raises:
-        ValueError: for a decay outside [0, 1).
+        ValueError: for a decay outside [0, 1), or a checkpoint whose averages do not fit the model.
     """
 
     def __init__(self, decay: UnitFloatBelow1 = 0.999) -> None:
@@ -104,6 +105,25 @@ class EMA(CheckedNumbers, Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self.decay > 0 and checkpoint.get("ema"):
             self.average = dict(checkpoint["ema"])
+            self._check(pl_module, whole=trainer.state.fn == TrainerFn.FITTING)
+
+    def _check(self, pl_module: LightningModule, whole: bool) -> None:
+        """Refuse averages of other parameters; if `whole`, also if one of a trained parameter is missing."""
+        reshard(pl_module)
+        parameters = dict(pl_module.named_parameters())
+        problems = [f"{name} is not a parameter" for name in self.average if name not in parameters]
+        problems += [
+            f"{name} is {tuple(average.shape)}, not {tuple(parameters[name].shape)}"
+            for name, average in self.average.items()
+            if name in parameters and average.shape != parameters[name].shape
+        ]
+        trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        problems += [f"{name} is missing" for name in trained if whole and name not in self.average]
+        if problems:
+            more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise ValueError(
+                f"the averages (ema) of the checkpoint do not fit the model: {'; '.join(problems[:3])}{more}"
+            )
 
     def _parameters(self, pl_module: LightningModule) -> list[Tensor]:
         reshard(pl_module)

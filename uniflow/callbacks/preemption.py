@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from uniflow.core.exit_codes import INTERRUPTED, REQUEUE
+from uniflow.core.numbers import CheckedNumbers, PositiveInt
 from uniflow.training.trainer import is_dry_run
 
 
@@ -31,7 +32,7 @@ class Preempted(Exception):
         self.code = code
 
 
-class Preemption(Checkpoint):
+class Preemption(CheckedNumbers, Checkpoint):
     """On SIGTERM, SIGUSR1 or Ctrl-C, writes RUN/last.ckpt at the end of the running step and raises `Preempted`.
 
     Ctrl-C a second time stops at once and saves nothing.
@@ -52,13 +53,11 @@ class Preemption(Checkpoint):
         ValueError: for an unknown signal or a number below 1.
     """
 
-    def __init__(self, signals: list[str] | None = None, check_every: int | None = None) -> None:
+    def __init__(self, signals: list[str] | None = None, check_every: PositiveInt | None = None) -> None:
         known = signal.Signals.__members__
         names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in known] if signals is None else signals
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"Preemption.signals: {unknown[0]!r} is not a signal of this system; SIGTERM is one")
-        if check_every is not None and check_every < 1:
-            raise ValueError(f"Preemption.check_every must be at least 1, got {check_every}")
         self.signals = [known[name] for name in names]
         self.check_every = check_every
         self._received: signal.Signals | None = None

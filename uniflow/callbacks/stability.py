@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from uniflow.core.numbers import CheckedNumbers, PositiveInt
 from uniflow.sharding.shard import is_sharded, local
 
 
@@ -21,7 +22,7 @@ class NonFiniteLossError(RuntimeError):
     """The training loss, its gradients or the weights became NaN or infinite."""
 
 
-class Stability(Callback):
+class Stability(CheckedNumbers, Callback):
     """Raises `NonFiniteLossError` at a loss, gradients or weights that are NaN or infinite, before these are saved.
 
     Looked at are the loss, the norm of all gradients before the optimizer steps (not under a gradient scaler, which
@@ -43,9 +44,7 @@ class Stability(Callback):
         ValueError: if `check_every` is below 1.
     """
 
-    def __init__(self, check_every: int = 1, at_once: bool | None = None) -> None:
-        if check_every < 1:
-            raise ValueError(f"Stability.check_every must be at least 1, got {check_every}")
+    def __init__(self, check_every: PositiveInt = 1, at_once: bool | None = None) -> None:
         self.check_every = check_every
         self.at_once = at_once
         self._batch: Any = None

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from uniflow.core.atomic import replacing
 from uniflow.core.disk import require_space
+from uniflow.core.torch_files import check_archive
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta, read_tensors
 from uniflow.training.trainer import is_dry_run
 
@@ -44,6 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if is_sharded_checkpoint(Path(path)):
             tensors = {"state_dict": read_tensors(Path(path), MODEL), "ema": read_tensors(Path(path), AVERAGE)}
             return {**read_meta(Path(path)), **tensors}
+        if "://" not in str(path):
+            check_archive(path)
         return super().load_checkpoint(path, *args, **kwargs)
 
 

@@ -15,6 +15,8 @@ from timm.models import load_state_dict_from_hf
 from torch import Tensor, nn
 
 from uniflow.core.errors import first_line
+from uniflow.core.files import open_regular
+from uniflow.core.tensors import refuse_nonfinite
 
 # What timm's files hold after the last block; encoders here end there.
 _BEHIND_THE_BLOCKS = ("norm.", "fc_norm.", "head.", "attn_pool.", "pre_logits.", "head_dist.", "mask_token")
@@ -28,11 +30,13 @@ def read_safetensors(path: str | os.PathLike[str], prefix: str = "") -> dict[str
         prefix: only tensors whose names start with it are read, and it is removed from the names.
 
     Raises:
-        ValueError: if there is no such file or it is not in the safetensors format.
+        ValueError: if there is no such file, it is not in the safetensors format, or a value is not finite.
     """
     with _open_safetensors(path) as file:
         names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118  # it is not a dict
-        return {key.removeprefix(prefix): file.get_tensor(key) for key in names}
+        tensors = {key.removeprefix(prefix): file.get_tensor(key) for key in names}
+    refuse_nonfinite(tensors, f"weights: {os.fspath(path)}")
+    return tensors
 
 
 def safetensors_keys(path: str | os.PathLike[str]) -> list[str]:
@@ -43,8 +47,9 @@ def safetensors_keys(path: str | os.PathLike[str]) -> list[str]:
 
 @contextmanager
 def _open_safetensors(path: str | os.PathLike[str]) -> Iterator[Any]:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ValueError(f"weights: no such file: {os.fspath(path)!r}; give a safetensors file, 'pretrained' or null")
+    open_regular(path).close()
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file

@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uniflow.core.files import open_regular
+
 # The activations that LPIPS compares (index into torchvision's `features`: channels), and an image's smallest side.
 _BACKBONES = {
     "vgg16": ({3: 64, 8: 128, 15: 256, 22: 512, 29: 512}, 16),
@@ -86,10 +88,11 @@ def read_lpips(weights: str, backbone: str, sha256: str | None = None) -> LPIPSN
     """
     with torch.device("meta"):  # torchvision would draw random weights
         network = LPIPSNetwork(backbone)
-    if not Path(weights).is_file():
+    if not Path(weights).exists():
         raise FileNotFoundError(
             f"LPIPS weights: no such file: {weights!r}; docs/decoders.md has a script that makes it"
         )
+    open_regular(weights).close()
     if sha256 is not None:
         with open(weights, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

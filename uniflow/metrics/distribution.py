@@ -45,7 +45,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     return float((m1 - m2).square().sum() + s1.trace() + s2.trace() - 2 * cross)
 
 
-def kid(features1: Tensor, features2: Tensor) -> float:
+def kid(features1: Tensor, features2: Tensor, paired: bool = False) -> float:
     """Kernel distance: the unbiased squared MMD with the kernel (x.y / D + 1)^3 (arXiv 1801.01401).
 
     Over all pairs, not over random subsets: the same features give the same number, in any order.
@@ -53,13 +53,14 @@ def kid(features1: Tensor, features2: Tensor) -> float:
     Args:
         features1: (N, D), N >= 2.
         features2: (M, D), M >= 2.
+        paired: whether row i of both belongs together, as an image and its reconstruction do; see `unbiased_mmd`.
     """
     x, y = features1.double(), features2.double()
     d = x.shape[1]
-    return _mmd(x, y, lambda inner: (inner / d + 1) ** 3)
+    return unbiased_mmd(x, y, lambda inner: (inner / d + 1) ** 3, paired)
 
 
-def cmmd(features1: Tensor, features2: Tensor, sigma: float = 10.0) -> float:
+def cmmd(features1: Tensor, features2: Tensor, sigma: float = 10.0, paired: bool = False) -> float:
     """1000 times the squared MMD with the kernel exp(-|x - y|^2 / (2 sigma^2)) (arXiv 2401.09603).
 
     Published for unit-length CLIP embeddings; of other features it has another scale. Here the unbiased estimate.
@@ -68,20 +69,45 @@ def cmmd(features1: Tensor, features2: Tensor, sigma: float = 10.0) -> float:
         features1: (N, D), N >= 2; brought to unit length.
         features2: (M, D), M >= 2.
         sigma: width of the kernel.
+        paired: whether row i of both belongs together, as an image and its reconstruction do; see `unbiased_mmd`.
     """
     x, y = (F.normalize(f.double(), dim=1) for f in (features1, features2))
     # Of unit vectors |x - y|^2 = 2 - 2 x.y
-    return 1000 * _mmd(x, y, lambda inner: torch.exp((inner - 1) / sigma**2))
+    return 1000 * unbiased_mmd(x, y, lambda inner: torch.exp((inner - 1) / sigma**2), paired)
 
 
-def _mmd(x: Tensor, y: Tensor, kernel: Kernel) -> float:
+def unbiased_mmd(x: Tensor, y: Tensor, kernel: Kernel, paired: bool = False) -> float:
+    """The unbiased estimate of the squared maximum mean discrepancy (Gretton et al. 2012, JMLR 13, Lemma 6).
+
+    sum_{i != j} k(x_i, x_j) / (N (N - 1)) + sum_{i != j} k(y_i, y_j) / (M (M - 1)) - 2 mean of k(x_i, y_j)
+
+    The cross term takes all i and j if the two sets are independent (their equation 3). Of pairs (x_i, y_i) it takes
+    i != j only (their equation 4, with M = N): x_i and y_i are not independent, so k(x_i, y_i) has another expectation
+    than k(x_i, y_j), and with it the estimate for y = x would be negative. Without it, it is exactly 0 then, for any N.
+    It may be negative otherwise, too: its expectation is not.
+
+    Args:
+        x: (N, D), float64.
+        y: (M, D).
+        kernel: of inner products, element by element.
+        paired: whether x_i and y_i belong together.
+
+    Raises:
+        ValueError: with fewer than two samples in a set, or for pairs of sets of different sizes.
+    """
     n, m = len(x), len(y)
     if min(n, m) < 2:
         raise ValueError(f"a kernel distance needs at least 2 images of each set, got {n} and {m}")
-    within = [
-        (_total(z, z, kernel) - float(kernel(z.square().sum(dim=1)).sum())) / (len(z) * (len(z) - 1)) for z in (x, y)
-    ]
-    return sum(within) - 2 * _total(x, y, kernel) / (n * m)
+    if paired and n != m:
+        raise ValueError(f"a kernel distance of pairs needs as many images in both sets, got {n} and {m}")
+    within = [_total_of_others(z, z, kernel) / (len(z) * (len(z) - 1)) for z in (x, y)]
+    cross = _total_of_others(x, y, kernel) / (n * (n - 1)) if paired else _total(x, y, kernel) / (n * m)
+    return sum(within) - 2 * cross
+
+
+def _total_of_others(x: Tensor, y: Tensor, kernel: Kernel) -> float:
+    """The sum of k(x_i, y_j) over i != j."""
+    return _total(x, y, kernel) - float(kernel((x * y).sum(dim=1)).sum())
 
 
 def _total(x: Tensor, y: Tensor, kernel: Kernel, chunk: int = 1024) -> float:

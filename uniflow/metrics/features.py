@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from uniflow.core.files import open_regular
 from uniflow.core.pixels import to_uint8
 from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.precision import without_autocast
@@ -132,10 +133,10 @@ def check_file(path: str, sha256: str | None, what: str) -> str:
     Raises:
         ValueError: if there is no such file, or its SHA-256 does not begin with `sha256`.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise ValueError(f"{what}: no such file: {path!r}; nothing is downloaded, give the path of a local file")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     if sha256 and not digest.startswith(sha256.lower()):
         raise ValueError(f"{what}: {path!r} has SHA-256 {digest[:12]}..., which should begin with {sha256}")
     return digest[:12]

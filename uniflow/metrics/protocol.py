@@ -72,6 +72,8 @@ class ReconstructionProtocol(CheckedNumbers):
             "noise_seed": self.noise_seed,
             "sets": list(self.sets),
             "features": [extractor.identity() for extractor in self.features] if self.sets else [],
+            # Up to November 2026 the cross term had each image's own reconstruction in it. Other numbers are as before.
+            **({"kernel_distances": "pairs"} if {"kid", "cmmd"} & set(self.sets) else {}),
         }
 
 
@@ -183,4 +185,4 @@ class _FeatureSet:
 def _compare(metric: SetMetric, originals: Tensor, decoded: Tensor) -> float:
     if metric == "frechet":
         return frechet_distance(*moments(originals), *moments(decoded))
-    return (kid if metric == "kid" else cmmd)(originals, decoded)
+    return (kid if metric == "kid" else cmmd)(originals, decoded, paired=True)

@@ -1,13 +1,12 @@
 """Checkpoints in pieces: a folder that several processes write, and any number of processes can read.
 
 The tensors are in torch's distributed checkpoint format, everything else in `meta.pt`. Nothing in it is unpickled but
-torch's own description of the pieces, by an unpickler that makes no other objects.
+torch's own description of the pieces, by an unpickler that makes no objects (`uniflow.sharding.index`).
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,23 +18,13 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 
+from uniflow.core.torch_files import check_archive_bytes, load_plain
+from uniflow.sharding.index import read_index
+
 META_NAME = "meta.pt"
 INDEX_NAME = ".metadata"
 MODEL = "state_dict."
 AVERAGE = "ema."
-
-# What the index of a checkpoint is made of, by module.
-_INDEX_CLASSES = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata",
-        "ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "pathlib": {"Path", "PosixPath"},
-    "pathlib._local": {"Path", "PosixPath"},
-}  # fmt: skip
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
@@ -49,11 +38,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if it cannot be read without unpickling.
     """
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            meta = torch.load(path / META_NAME, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many types for a file that is not a checkpoint
-        raise ValueError(f"{path / META_NAME} is damaged, or holds more than plain values") from error
+    meta = load_plain(path / META_NAME)
     if not isinstance(meta, dict):
         raise ValueError(f"{path / META_NAME} is not the {META_NAME} of a checkpoint")
     return meta
@@ -68,7 +53,7 @@ def load_into(state: dict[str, Any], path: Path) -> None:
     with warnings.catch_warnings(action="ignore"):  # that there is only one process
         try:
             dcp.load(state, storage_reader=SafeReader(path), planner=SafePlanner())
-        except (dcp.api.CheckpointException, RuntimeError, KeyError) as error:
+        except (Exception, dcp.api.CheckpointException) as error:  # the latter is not an Exception
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise ValueError(f"the checkpoint {path} does not fit the model: {reason[:400]}") from error
 
@@ -105,17 +90,12 @@ class SafeReader(dcp.FileSystemReader):
         Raises:
             ValueError: if it holds anything else.
         """
-        path = Path(self.path) / INDEX_NAME
-        try:
-            metadata = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
-        except Exception as error:  # a damaged pickle raises anything
-            raise ValueError(f"{path} is not the index of a checkpoint, or holds more than that ({error})") from error
-        if not isinstance(metadata, Metadata):
-            raise ValueError(f"{path} is not the index of a checkpoint")
-        for piece in (getattr(info, "relative_path", "") for info in (metadata.storage_data or {}).values()):
-            if Path(piece).name != piece:
-                raise ValueError(f"{path} points outside of its folder: {piece}")
-        return metadata
+        return read_index(Path(self.path) / INDEX_NAME)
+
+    def _slice_file(self, file: Any, sinfo: Any) -> Any:
+        piece = super()._slice_file(file, sinfo)
+        check_archive_bytes(piece, f"{self.path}: {sinfo.relative_path}")
+        return piece
 
 
 class SafePlanner(DefaultLoadPlanner):
@@ -127,11 +107,3 @@ class SafePlanner(DefaultLoadPlanner):
         torch.save(torch.load(value, weights_only=True), plain)  # raises where it is not plain
         plain.seek(0)
         super().load_bytes(read_item, plain)
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.layout)
-        if is_type or name in _INDEX_CLASSES.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong in it")

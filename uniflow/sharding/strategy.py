@@ -29,6 +29,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from uniflow.core.atomic import beside, existing, put_in_place
 from uniflow.core.numbers import CheckedNumbers, PositiveInt
+from uniflow.core.resuming import HINT, refuse_other_optimizer
+from uniflow.core.torch_files import load_plain
 from uniflow.sharding.checkpoint import (
     AVERAGE,
     META_NAME,
@@ -170,14 +172,19 @@ class FSDP2(CheckedNumbers, ModelParallelStrategy):
         if not is_sharded_checkpoint(path):  # one file, from a run without sharding
             return self._load_file(path)
         assert self.model is not None
+        meta = read_meta(path)
         model = get_model_state_dict(self.model)
         load_into({"state_dict": model}, path)
         self.model.load_state_dict(model)
         for index, optimizer in enumerate(self.optimizers):
             state = get_optimizer_state_dict(self.model, optimizer)
-            load_into({f"optimizer_{index}": state}, path)
+            refuse_other_optimizer(optimizer, meta.get("optimizer_class"))
+            try:
+                load_into({f"optimizer_{index}": state}, path)
+            except ValueError as error:
+                raise ValueError(f"{error}; {HINT}") from error
             set_optimizer_state_dict(self.model, optimizer, state)
-        return {**read_meta(path), "ema": self._averages(path)}
+        return {**meta, "ema": self._averages(path)}
 
     def _averages(self, path: Path) -> dict[str, Tensor]:
         assert self.model is not None
@@ -190,7 +197,7 @@ class FSDP2(CheckedNumbers, ModelParallelStrategy):
     def _load_file(self, path: Path) -> dict[str, Any]:
         """Restore from the one file of a run without sharding."""
         assert self.model is not None
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = load_plain(path, mmap=True)
         current = self.model.state_dict()
         state, averages = checkpoint.pop("state_dict"), checkpoint.get("ema", {})
         self.model.load_state_dict({name: spread_like(current.get(name), value) for name, value in state.items()})

@@ -12,15 +12,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
+from uniflow.core.imports import class_path
 from uniflow.core.numbers import CheckedNumbers
+from uniflow.core.resuming import HINT
 from uniflow.layers.blocks import checkpoint_blocks, compile_blocks, find_blocks
 from uniflow.sharding.strategy import spread
+from uniflow.start.weights import load_initial
 from uniflow.training.optimizers import FusedAdamW, check_finite, parameter_groups
+from uniflow.training.resume import ResumableLR, let_options_win
 from uniflow.training.schedules import CosineSchedule, Schedule, Warmup, as_schedule
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
@@ -62,6 +67,9 @@ class Task(CheckedNumbers, LightningModule):
         activation_checkpointing: keep only the input of each trained block for the backward pass, and compute the rest
             again: less memory, a third more computation.
         compile_blocks: compile each block with `torch.compile`; takes a while at the start.
+        init_from: a checkpoint, or the folder of a tokenizer, whose weights the training starts from, without
+            optimizer state and step count. They have to fit exactly; a checkpoint's averaged weights are taken where it
+            has them. A tokenizer's start (`start: regression`) is left out then. Not read when a run is resumed.
     """
 
     monitor: ClassVar[tuple[str, Literal["min", "max"]] | None] = None
@@ -72,15 +80,18 @@ class Task(CheckedNumbers, LightningModule):
         lr_schedule: Schedule | None = None,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
+        self.init_from = init_from
         self._optimizer = optimizer
         schedule = Warmup(0.05, CosineSchedule(1.0, 0.01)) if lr_schedule is None else lr_schedule
         self._lr_schedule = as_schedule(schedule, f"{type(self).__name__}.lr_schedule")
         self._total_steps: float = math.inf
         self._built = False
+        self._saved_optimizer: str | None = None  # its class, in the checkpoint that is resumed
 
     @abstractmethod
     def build(self) -> None:
@@ -175,13 +186,31 @@ class Task(CheckedNumbers, LightningModule):
             group["lr"] = optimizer.defaults["lr"] * group["multiplier"]
         schedule = self._lr_schedule
         last = max(1.0, self._total_steps - 1)
-        scheduler = LambdaLR(optimizer, lambda step: schedule(min(1.0, step / last)))
+        let_options_win(optimizer, lambda: self._saved_optimizer)
+        scheduler = ResumableLR(optimizer, lambda step: schedule(min(1.0, step / last)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None and self.trainer.optimizers:
+            checkpoint["optimizer_class"] = class_path(type(self.trainer.optimizers[0]))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._saved_optimizer = checkpoint.get("optimizer_class")
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.trainer.strategy.lightning_restore_optimizer and "optimizer_states" not in checkpoint:
+            raise ValueError(f"the checkpoint holds weights alone, without the optimizer's state; {HINT}")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Lightning frees gradients after the next forward pass only, beside whose activations they would be held.
         optimizer.zero_grad()
+
+    def on_train_start(self) -> None:
+        # Not before: only now it is known whether a checkpoint has been restored.
+        if self.init_from is not None and not self.trainer.ckpt_path:
+            load_initial(self, self.init_from)
+            rank_zero_info(f"start: the weights of {self.init_from}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Randomness is a function of (seed, batch, rank), so a resumed run draws what the uninterrupted one drew.

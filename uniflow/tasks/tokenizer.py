@@ -153,8 +153,9 @@ class TokenizerTask(Task):
             self.train_in_low_precision(torch.bfloat16 if plugin.precision == "bf16-mixed" else torch.float16)
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         # Not on_fit_start: with sharding it comes before a checkpoint is restored.
-        if self.global_step == 0 and not self.trainer.ckpt_path:
+        if self.global_step == 0 and not self.trainer.ckpt_path and self.init_from is None:
             prepare(self.trainer, self.tokenizer, self.start, self.feature_head, self._first_reconstruction)
 
     def _first_reconstruction(self, images: Tensor) -> Tensor:
@@ -365,5 +366,6 @@ class TokenizerTask(Task):
         return ((f"{layer:0{digits}d}", value) for layer, value in enumerate(values, start=1))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         # What Tokenizer.from_pretrained needs to rebuild the model from the checkpoint alone.
         checkpoint["tokenizer"] = self.tokenizer.config()

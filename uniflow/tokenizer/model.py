@@ -367,7 +367,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
             OSError: if it cannot be read or fetched.
         """
         source = Path(path)
-        if not (source.is_dir() or source.is_file()):
+        if not source.exists():
             source = packaged(os.fspath(path)) or fetch_directory(
                 os.fspath(path),
                 revision=revision,

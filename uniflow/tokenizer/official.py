@@ -17,6 +17,7 @@ from torch import Tensor
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.core.part import part_config
+from uniflow.core.tensors import refuse_nonfinite
 from uniflow.decoders import PatchFlowDecoder, PixelDecoder
 from uniflow.encoders import InternViT, VisionEncoder
 from uniflow.tokenizer.saving import CONFIG_NAME, WEIGHTS_NAME, check_fit, read_json, read_tensors, write_directory
@@ -138,6 +139,7 @@ def read_official(directory: str | os.PathLike[str]) -> tuple[Parts, dict[str, A
     with torch.device("meta"):  # no memory for a model that does not fit
         expected = official_tensors(official_parts(config))
     check_fit(expected, tensors, path)
+    refuse_nonfinite(tensors, path)
     parts = official_parts(config)
     for name, part in zip(PART_NAMES, parts, strict=True):
         part.load_state_dict({key: tensors[official_name(f"{name}.{key}")] for key in part.state_dict()})

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
+from uniflow.core.files import open_regular, read_text
 from uniflow.core.imports import import_part
 from uniflow.core.part import Part
+from uniflow.core.tensors import refuse_nonfinite
+from uniflow.core.torch_files import load_plain
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.sharding.checkpoint import AVERAGE, MODEL, is_sharded_checkpoint, read_meta
@@ -169,7 +170,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if is_sharded_checkpoint(path):
         return read_checkpoint(path)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (path / name).is_file():
+        if not (path / name).exists():
             raise FileNotFoundError(f"{path} is not a tokenizer: it has no {name}")
     return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
 
@@ -181,7 +182,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: if it holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -194,7 +195,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if it is not such a file.
+        OSError: if there is no such file, or it is not a regular one.
     """
+    open_regular(path).close()
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -208,11 +211,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: if it cannot be read without unpickling, or holds no tokenizer.
     """
-    if path.is_dir():
-        content = read_meta(path)
-        content |= {key: sharded_tensors(path, prefix) for key, prefix in (("state_dict", MODEL), ("ema", AVERAGE))}
-    else:
-        content = _read_file(path)
+    content = checkpoint_content(path)
     config, state, ema = content.get("tokenizer"), content.get("state_dict"), content.get("ema", {})
     if not (isinstance(config, dict) and isinstance(state, dict) and isinstance(ema, dict)):
         raise ValueError(f"{path} is not a checkpoint of a uniflow tokenizer")
@@ -223,26 +222,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, {name.removeprefix(prefix): value for name, value in weights.items()}
 
 
-def _read_file(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint in one file; empty if that is not a dict."""
-    unsafe = f"{path} is not a checkpoint that can be read safely"
-    try:
-        compressed = _is_compressed(path)
-        with warnings.catch_warnings(action="ignore"):  # about files that are refused
-            checkpoint = None if compressed else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile and torch raise many types for a file that is not a checkpoint
-        raise ValueError(f"{unsafe}: it is damaged, or holds more than tensors and plain values") from error
-    if compressed:
-        raise ValueError(f"{unsafe}: its archive would unpack to more than its own size")
+def checkpoint_content(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint, a file or a folder, but for the optimizer's state of a folder; empty if it is no dict.
+
+    Raises:
+        ValueError: if it cannot be read without unpickling.
+    """
+    if path.is_dir():
+        weights = {key: sharded_tensors(path, prefix) for key, prefix in (("state_dict", MODEL), ("ema", AVERAGE))}
+        return read_meta(path) | weights
+    checkpoint = load_plain(path)
     return checkpoint if isinstance(checkpoint, dict) else {}
-
-
-def _is_compressed(path: Path) -> bool:
-    """Whether it is an archive that unpacks to more than its own size, which none that torch has written does."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
 
 
 class AllocationLimit(TorchDispatchMode):
@@ -291,16 +281,20 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> 
     """Load `tensors` into `module`, exactly. Floating-point numbers are cast to the module's own type.
 
     Raises:
-        ValueError: naming the missing, unexpected and misshapen tensors of `path`, and those of the wrong kind.
+        ValueError: naming the missing, unexpected and misshapen tensors of `path`, those of the wrong kind, and those
+            with values that are not finite.
     """
     check_fit(module.state_dict(), tensors, path)
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:  # sparse, quantised or without data
         raise ValueError(f"the weights of {path} cannot be loaded: {one_line(error, 400)}") from error
+    refuse_nonfinite(module.state_dict(), path)  # in the module's own type, which may hold less
 
 
-def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_fit(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, what: str = "its config"
+) -> None:
     """Compare the `tensors` of `path` with the `expected` ones of a model: names, shapes, kinds of numbers.
 
     Raises:
@@ -322,4 +316,4 @@ def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], pat
     ]
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"the weights of {path} do not fit its config: {'; '.join(problems[:5])}{more}")
+        raise ValueError(f"the weights of {path} do not fit {what}: {'; '.join(problems[:5])}{more}")

@@ -1,0 +1,59 @@
+"""How a training starts from weights alone: those of a checkpoint, or of a saved tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from uniflow.core.errors import one_line
+from uniflow.core.tensors import refuse_nonfinite
+from uniflow.sharding.checkpoint import is_sharded_checkpoint
+from uniflow.sharding.shard import reshard, spread_like
+from uniflow.tokenizer.saving import check_fit, checkpoint_content, read_directory
+
+_TOKENIZER = "tokenizer."
+
+
+def load_initial(task: nn.Module, path: str) -> None:
+    """Load weights into a task, which may be sharded; every process has to call it.
+
+    Args:
+        task: changed in place.
+        path: a checkpoint, of which all weights have to fit, averaged ones (EMA) where it has them; or the folder of a
+            tokenizer, whose weights have to be those of the task's `tokenizer`. What else the task has stays as it is.
+
+    Raises:
+        ValueError: if there is nothing at `path`, it cannot be read safely, or its weights do not fit.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise ValueError(f"init_from: there is no checkpoint or tokenizer at {path}")
+    reshard(task)
+    current = task.state_dict()
+    expected = current
+    is_tokenizer = source.is_dir() and not is_sharded_checkpoint(source)
+    try:
+        tensors = _of_tokenizer(source) if is_tokenizer else _of_checkpoint(source)
+    except OSError as error:  # as a ValueError, which is the user's to put right also when the trainer runs
+        raise ValueError(f"init_from: {one_line(error)}") from error
+    if is_tokenizer:
+        expected = {name: tensor for name, tensor in current.items() if name.startswith(_TOKENIZER)}
+    check_fit(expected, tensors, source, "the model that is to be trained")
+    refuse_nonfinite(tensors, source)
+    task.load_state_dict({name: spread_like(current[name], value) for name, value in tensors.items()}, strict=False)
+
+
+def _of_tokenizer(source: Path) -> dict[str, Tensor]:
+    return {_TOKENIZER + name: tensor for name, tensor in read_directory(source)[1].items()}
+
+
+def _of_checkpoint(source: Path) -> dict[str, Tensor]:
+    content = checkpoint_content(source)
+    state, ema = content.get("state_dict"), content.get("ema", {})
+    if not (isinstance(state, dict) and isinstance(ema, dict)):
+        raise ValueError(f"init_from: {source} is not a checkpoint of uniflow fit")
+    tensors = {**state, **ema}
+    if not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"init_from: {source} holds weights that are not tensors")
+    return tensors
