@@ -246,12 +246,8 @@ class UniflowCLI(LightningCLI):
         except (NoSpaceError, UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if self.watch.running or not any(
-                _RESTORING in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
-            ):
+            files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+            if self.watch.running or not any(_RESTORING in file for file in files):
                 raise
-            checkpoint = self.folder.config.get("ckpt_path")
-            text = one_line(error, 200)
-            raise UserError(
-                f"--ckpt_path {checkpoint}: the checkpoint does not fit the model or its optimizer, or is damaged: {text}"
-            ) from error
+            what = f"--ckpt_path {self.folder.config.get('ckpt_path')}: the checkpoint does not fit the model"
+            raise UserError(f"{what} or its optimizer, or is damaged: {one_line(error, 200)}") from error

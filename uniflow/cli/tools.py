@@ -8,13 +8,16 @@ import os
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import yaml
 from docstring_parser import parse as parse_docstring
 
 from uniflow.cli.errors import UserError, user_errors
 from uniflow.core.errors import one_line
 from uniflow.core.exit_codes import FAILED
+from uniflow.core.yaml_files import ConfigLoader
 
 
 def run_tool(name: str, target: str, args: list[str]) -> int:
@@ -81,4 +84,7 @@ def _add_positionals(parser: Any, function: Callable[..., Any]) -> list[str]:
 
 def _values(value: Any, name: str, function: Callable[..., Any]) -> list[Any]:
     many = inspect.signature(function).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+    if isinstance(value, list) and len(value) == 1 and (text := str(value[0])).startswith("["):
+        named = yaml.load(text, ConfigLoader) if text.endswith("]") and not Path(text).exists() else text
+        value = [type(value[0])(item) for item in named] if isinstance(named, list) else value
     return list(value) if many else [value]

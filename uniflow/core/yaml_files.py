@@ -108,9 +108,25 @@ def dump_yaml(value: Any, flow: bool = False) -> str:
     Args:
         value: plain values.
         flow: whether to write it on one line.
+
+    Raises:
+        ValueError: if it would be read back as something else.
     """
     style: dict[str, Any] = {"default_flow_style": flow, "allow_unicode": True, "sort_keys": False}
-    return yaml.dump(value, Dumper=_ConfigDumper, width=float("inf") if flow else 80, **style)
+    text: str = yaml.dump(value, Dumper=_ConfigDumper, width=float("inf") if flow else 80, **style)
+    if not _same(yaml.load(text, ConfigLoader), value):
+        raise ValueError(f"these values cannot be written as YAML: {text[:200]!r}")
+    return text
+
+
+def _same(read: Any, written: Any) -> bool:
+    if isinstance(written, dict):
+        return (
+            isinstance(read, dict) and read.keys() == written.keys() and all(_same(read[k], written[k]) for k in read)
+        )
+    if isinstance(written, list | tuple):
+        return isinstance(read, list) and len(read) == len(written) and all(map(_same, read, written))
+    return type(read) is type(written) and (read == written or (read != read and written != written))
 
 
 def _check_depth(text: str) -> None:
