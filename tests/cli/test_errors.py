@@ -43,7 +43,7 @@ BAD_OPTIONS = {
         ["--model.encoder", "configs/nope.yaml"],
         ["model.encoder", "no file 'configs/nope.yaml'"],
     ),
-    "missing config": (["-c", "nope.yaml"], ["nope.yaml", "not exist"]),
+    "missing config": (["-c", "nope.yaml"], ["nope.yaml", "there is no file"]),
     "bad yaml": (["-c", "bad.yaml"], ["bad.yaml"]),
     "bad component": (["--model.encoder", "bad.yaml"], ["bad.yaml is not valid YAML"]),
     "missing checkpoint": (["--ckpt_path", "nope.ckpt"], ["no checkpoint nope.ckpt"]),
@@ -87,8 +87,10 @@ def test_unknown_key_in_a_config(uniflow: Uniflow, project: Path) -> None:
 
 
 def test_bug_keeps_its_traceback(uniflow: Uniflow) -> None:
-    with pytest.raises(ValueError, match="a bug in the training step"):
-        uniflow(*RECIPE, "--model.decoder", "my_pkg.BrokenDecoder")
+    result = uniflow(*RECIPE, "--model.decoder", "my_pkg.BrokenDecoder")
+    assert result.code == 1
+    assert "a bug in the training step" in result.error
+    assert "Traceback" in Path("run/error.log").read_text()
 
 
 def test_debug_shows_where(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ class UniflowCLI(LightningCLI):
             raise UserError(str(error), NO_SPACE) from error
         except user_error_types() as error:
             if not self.watch.running or isinstance(error, MisconfigurationException):
-                raise UserError(one_line(error)) from error
+                raise UserError(one_line(error, None if raised_here(error) else 300)) from error
             if isinstance(error, ValueError) and raised_here(error):
                 raise UserError(f"{one_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
             raise

@@ -8,7 +8,6 @@ import os
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -85,6 +84,6 @@ def _add_positionals(parser: Any, function: Callable[..., Any]) -> list[str]:
 def _values(value: Any, name: str, function: Callable[..., Any]) -> list[Any]:
     many = inspect.signature(function).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
     if isinstance(value, list) and len(value) == 1 and (text := str(value[0])).startswith("["):
-        named = yaml.load(text, ConfigLoader) if text.endswith("]") and not Path(text).exists() else text
+        named = yaml.load(text, ConfigLoader) if text.endswith("]") and not os.path.exists(text) else text
         value = [type(value[0])(item) for item in named] if isinstance(named, list) else value
     return list(value) if many else [value]

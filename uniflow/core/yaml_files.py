@@ -45,11 +45,11 @@ class StrictLoader(yaml.CSafeLoader):
             _count(node, {})
         return node
 
-    def construct_scalar(self, node: yaml.Node) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """The text of a scalar, `~/` expanded."""
         return expand_home(super().construct_scalar(node))
 
-    def construct_yaml_int(self, node: yaml.Node) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """A whole number; Python refuses to read one of more than 4,300 digits."""
         try:
             return super().construct_yaml_int(node)
@@ -138,7 +138,8 @@ def _check_depth(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEPTH:
-            raise yaml.YAMLError(f"more than {DEPTH} levels of nesting, line {event.start_mark.line + 1}")
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise yaml.YAMLError(f"more than {DEPTH} levels of nesting, line {line}")
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:
