@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -234,3 +236,10 @@ def test_tools(uniflow: Uniflow, project: Path, case: str) -> None:
     result = uniflow(*words)
     assert expected in result.error
     assert result.code == 2
+
+
+def test_short_names_of_data_in_a_process_of_its_own(project: Path) -> None:
+    """A tool imports less than `fit` does."""
+    command = [sys.executable, "-m", "uniflow.cli", "evaluate", "embedded", "--data", "scenes", "--print_nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "no option --print_nothing" in done.stderr

@@ -102,6 +102,8 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         cfg.pop(self.dest)
     try:
         checked = _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
+    except OverflowError as error:
+        raise TypeError(f'Parser key "{self.dest}": the number has too many digits') from error
     except TypeError as error:
         # Of an argument further down, its own parser has said what is wrong.
         problem = None if isinstance(value, NestedArg) else value_problem(value, self._typehint)

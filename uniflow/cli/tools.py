@@ -14,6 +14,7 @@ import yaml
 from docstring_parser import parse as parse_docstring
 
 from uniflow.cli.errors import UserError, user_errors
+from uniflow.cli.supported import check_jsonargparse
 from uniflow.core.errors import one_line
 from uniflow.core.exit_codes import FAILED
 from uniflow.core.yaml_files import ConfigLoader
@@ -29,8 +30,11 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
         The exit code: what the function returns if that is an int, else 0.
     """
     function = load_function(name, target)
+    check_jsonargparse()
+    from uniflow.cli import swap  # imports private names, which other versions may not have
     from uniflow.cli.parser import Parser
 
+    swap.install()
     parser = Parser(prog=f"uniflow {name}", description=parse_docstring(function.__doc__ or "").short_description or "")
     positional = _add_positionals(parser, function)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=False)
