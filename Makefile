@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two OpenMP threads beside a busy core run many times slower.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install quickstart photos real test test-all check parity benchmark gpu clean
+.PHONY: install quickstart photos real test test-all check parity benchmark fuzz gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -48,6 +48,10 @@ parity: install
 # Speed and memory as ratios to baselines, on one CPU thread; writes docs/benchmarks.md.
 benchmark: install
 	$(BIN)/python benchmarks/run.py
+
+# Hundreds of malformed images, shards, recipes, numbers and tokenizers: each is accepted or refused with one line.
+fuzz: install
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fuzz
 
 # Needs a CUDA device; uses the interpreter that has it: make gpu BIN=/path/to/bin
 gpu:

@@ -43,7 +43,7 @@ BAD_OPTIONS = {
         ["--model.encoder", "configs/nope.yaml"],
         ["model.encoder", "no file 'configs/nope.yaml'"],
     ),
-    "missing config": (["-c", "nope.yaml"], ["nope.yaml", "not exist"]),
+    "missing config": (["-c", "nope.yaml"], ["nope.yaml", "there is no file"]),
     "bad yaml": (["-c", "bad.yaml"], ["bad.yaml"]),
     "bad component": (["--model.encoder", "bad.yaml"], ["bad.yaml is not valid YAML"]),
     "missing checkpoint": (["--ckpt_path", "nope.ckpt"], ["no checkpoint nope.ckpt"]),

@@ -233,7 +233,7 @@ class UniflowCLI(LightningCLI):
             raise UserError(str(error), NO_SPACE) from error
         except user_error_types() as error:
             if not self.watch.running or isinstance(error, MisconfigurationException):
-                raise UserError(one_line(error)) from error
+                raise UserError(one_line(error, None if raised_here(error) else 300)) from error
             if isinstance(error, ValueError) and raised_here(error):
                 raise UserError(f"{one_line(error)} (UNIFLOW_DEBUG=1 shows where)") from error
             raise
@@ -246,12 +246,8 @@ class UniflowCLI(LightningCLI):
         except (NoSpaceError, UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if self.watch.running or not any(
-                _RESTORING in f.f_code.co_filename for f, _ in walk_tb(error.__traceback__)
-            ):
+            files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+            if self.watch.running or not any(_RESTORING in file for file in files):
                 raise
-            checkpoint = self.folder.config.get("ckpt_path")
-            text = one_line(error, 200)
-            raise UserError(
-                f"--ckpt_path {checkpoint}: the checkpoint does not fit the model or its optimizer, or is damaged: {text}"
-            ) from error
+            what = f"--ckpt_path {self.folder.config.get('ckpt_path')}: the checkpoint does not fit the model"
+            raise UserError(f"{what} or its optimizer, or is damaged: {one_line(error, 200)}") from error

@@ -22,7 +22,7 @@ FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-SHOWN = 10  # known names in one message, if there are many
+SHOWN = 6  # known names in one message, if there are many
 MANY = 17
 
 

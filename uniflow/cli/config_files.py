@@ -19,7 +19,7 @@ RUN_CONFIG = "config.yaml"
 
 def install() -> None:
     """Replace jsonargparse's loader, dumper and reading of files. Idempotent."""
-    _loaders_dumpers.yaml_default_loader = ConfigLoader
+    vars(_loaders_dumpers)["yaml_default_loader"] = ConfigLoader
     _paths.Path.read_text = _read_text  # type: ignore[method-assign]
     set_dumper("yaml", dump_yaml)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -176,6 +177,18 @@ class _SaveConfig(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's choice
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # torch takes another optimizer's state without a word, and fails at the first step.
+        for optimizer in trainer.optimizers:
+            missing = sorted(
+                {name for group in optimizer.param_groups for name in set(optimizer.defaults) - set(group)}
+            )
+            if missing:
+                raise MisconfigurationException(
+                    f"the checkpoint holds the state of another optimizer than {type(optimizer).__name__}: it has no "
+                    f"{', '.join(missing)}; go on with the run's own optimizer"
+                )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before all other callbacks: what they do at the end may fail, and the last steps are saved by then.

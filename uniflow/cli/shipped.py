@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -60,12 +61,12 @@ def find_file(name: str, kind: Kind) -> Path:
         UserError: if there is neither; it says what is near.
     """
     path = Path(name)
-    if path.exists() and not path.is_dir():
+    if os.path.exists(name) and not os.path.isdir(name):  # pathlib raises for names that are too long
         return path
     found = find(name, kind)
     if found is not None:
         return found
-    if (path / "config.yaml").is_file():
+    if os.path.isfile(path / "config.yaml"):
         raise UserError(f"{name} is a folder; did you mean {name}/config.yaml?")
     raise UserError(f"there is no file {name!r}, and uniflow ships no {kind} of that name{suggestion(name, kind)}")
 

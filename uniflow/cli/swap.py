@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,8 @@ def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any
         cfg.pop(self.dest)
     try:
         checked = _original_check_type(self, value, append=append, cfg=cfg, mode=mode)
+    except OverflowError as error:
+        raise TypeError(f'Parser key "{self.dest}": the number has too many digits') from error
     except TypeError as error:
         # Of an argument further down, its own parser has said what is wrong.
         problem = None if isinstance(value, NestedArg) else value_problem(value, self._typehint)
@@ -131,7 +134,7 @@ def _resolve(cls: Any, name: str) -> str:
 
 def read_component(value: Any) -> dict[str, Any] | None:
     """The content of a component file (`class_path` at its top), or None if `value` is not the path of one."""
-    if not isinstance(value, str) or not value.endswith(COMPONENT_SUFFIXES) or not Path(value).is_file():
+    if not isinstance(value, str) or not value.endswith(COMPONENT_SUFFIXES) or not os.path.isfile(value):
         return None
     try:
         content = read_yaml(Path(value))
@@ -148,7 +151,7 @@ def read_component(value: Any) -> dict[str, Any] | None:
 
 def _shipped(value: Any, slot: str) -> Any:
     """`value`; the path of the shipped component file if it names one and is not a file itself."""
-    if not isinstance(value, str) or Path(value).exists():
+    if not isinstance(value, str) or os.path.exists(value):
         return value
     file = find_component(value, slot)
     return value if file is None else str(file)

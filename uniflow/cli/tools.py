@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import yaml
 from docstring_parser import parse as parse_docstring
 
 from uniflow.cli.errors import UserError, user_errors
+from uniflow.cli.supported import check_jsonargparse
 from uniflow.core.errors import one_line
 from uniflow.core.exit_codes import FAILED
+from uniflow.core.yaml_files import ConfigLoader
 
 
 def run_tool(name: str, target: str, args: list[str]) -> int:
@@ -27,8 +30,11 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
         The exit code: what the function returns if that is an int, else 0.
     """
     function = load_function(name, target)
+    check_jsonargparse()
+    from uniflow.cli import swap  # imports private names, which other versions may not have
     from uniflow.cli.parser import Parser
 
+    swap.install()
     parser = Parser(prog=f"uniflow {name}", description=parse_docstring(function.__doc__ or "").short_description or "")
     positional = _add_positionals(parser, function)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=False)
@@ -81,4 +87,7 @@ def _add_positionals(parser: Any, function: Callable[..., Any]) -> list[str]:
 
 def _values(value: Any, name: str, function: Callable[..., Any]) -> list[Any]:
     many = inspect.signature(function).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+    if isinstance(value, list) and len(value) == 1 and (text := str(value[0])).startswith("["):
+        named = yaml.load(text, ConfigLoader) if text.endswith("]") and not os.path.exists(text) else text
+        value = [type(value[0])(item) for item in named] if isinstance(named, list) else value
     return list(value) if many else [value]

@@ -45,11 +45,11 @@ class StrictLoader(yaml.CSafeLoader):
             _count(node, {})
         return node
 
-    def construct_scalar(self, node: yaml.Node) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """The text of a scalar, `~/` expanded."""
         return expand_home(super().construct_scalar(node))
 
-    def construct_yaml_int(self, node: yaml.Node) -> int:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """A whole number; Python refuses to read one of more than 4,300 digits."""
         try:
             return super().construct_yaml_int(node)
@@ -108,9 +108,25 @@ def dump_yaml(value: Any, flow: bool = False) -> str:
     Args:
         value: plain values.
         flow: whether to write it on one line.
+
+    Raises:
+        ValueError: if it would be read back as something else.
     """
     style: dict[str, Any] = {"default_flow_style": flow, "allow_unicode": True, "sort_keys": False}
-    return yaml.dump(value, Dumper=_ConfigDumper, width=float("inf") if flow else 80, **style)
+    text: str = yaml.dump(value, Dumper=_ConfigDumper, width=float("inf") if flow else 80, **style)
+    if not _same(yaml.load(text, ConfigLoader), value):
+        raise ValueError(f"these values cannot be written as YAML: {text[:200]!r}")
+    return text
+
+
+def _same(read: Any, written: Any) -> bool:
+    if isinstance(written, dict):
+        return (
+            isinstance(read, dict) and read.keys() == written.keys() and all(_same(read[k], written[k]) for k in read)
+        )
+    if isinstance(written, list | tuple):
+        return isinstance(read, list) and len(read) == len(written) and all(map(_same, read, written))
+    return type(read) is type(written) and (read == written or (read != read and written != written))
 
 
 def _check_depth(text: str) -> None:
@@ -122,7 +138,8 @@ def _check_depth(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > DEPTH:
-            raise yaml.YAMLError(f"more than {DEPTH} levels of nesting, line {event.start_mark.line + 1}")
+            line = event.start_mark.line + 1 if event.start_mark else 0
+            raise yaml.YAMLError(f"more than {DEPTH} levels of nesting, line {line}")
 
 
 def _count(node: yaml.Node, counted: dict[int, int]) -> int:

@@ -270,7 +270,9 @@ class ResumableDataLoader(DataLoader):
         except DataError as error:  # from a worker its text is a whole traceback
             raise type(error)(str(error).strip().rsplit(f"{type(error).__name__}: ", 1)[-1]) from error
         if unreadable and not readable:
-            raise DataError("not one image can be read; the skipped files are named in the log of skipped images, or above")
+            raise DataError(
+                "not one image can be read; the skipped files are named in the log of skipped images, or above"
+            )
 
     def _batches(self) -> Iterator[Any]:
         iterator: Any = super().__iter__()
