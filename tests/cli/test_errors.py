@@ -18,8 +18,8 @@ BAD_OPTIONS = {
         ["no option --trainer.max_stes", "did you mean --trainer.max_steps"],
     ),
     "unknown group": (["--modle", "TokenizerTask"], ["no option --modle", "--model"]),
-    "wrong type": (["--trainer.max_steps", "many"], ["trainer.max_steps", "expected a whole number", "many"]),
-    "wrong type in a part": (["--model.encoder.depth", "deep"], ["model.encoder.depth", "whole number", "deep"]),
+    "wrong type": (["--trainer.max_steps", "many"], ["trainer.max_steps", "expected an integer", "many"]),
+    "wrong type in a part": (["--model.encoder.depth", "deep"], ["model.encoder.depth", "integer", "deep"]),
     "unknown argument of a part": (["--model.encoder.dept", "3"], ["model.encoder", "dept", "did you mean depth?"]),
     "misspelt class": (["--model.encoder", "SceneVit"], ["model.encoder", "VisionEncoder", "SceneViT", "DINOv2"]),
     "misspelt weighting": (
@@ -30,7 +30,7 @@ BAD_OPTIONS = {
         ["--model.distillation_weight", "Liner"],
         ["model.distillation_weight", "Schedule", "did you mean LinearSchedule?"],
     ),
-    "misspelt optimizer": (["--model.optimizer", "AdmW"], ["model.optimizer", "mean AdamW?", "FusedAdamW", "SGD"]),
+    "misspelt optimizer": (["--model.optimizer", "AdmW"], ["model.optimizer", "mean AdamW?", "FusedAdamW"]),
     "misspelt task": (["--model", "TokeniserTask"], ["model", "did you mean TokenizerTask?"]),
     "misspelt data": (["--data", "Scene"], ["data", "did you mean Scenes?"]),
     "class not in module": (

@@ -17,11 +17,10 @@ from jsonargparse._util import import_object
 
 from uniflow.cli.shipped import shipped, suggestion
 from uniflow.core.moved import RENAMED
+from uniflow.core.numbers import RangedNumber
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
 SHOWN = 6  # known names in one message, if there are many
 MANY = 17
 
@@ -50,12 +49,14 @@ def describe(typehint: Any) -> list[str]:
         return list(dict.fromkeys(words))
     if origin is typing.Literal:
         return [f"one of {', '.join(str(choice) for choice in inner)}"]
+    if isinstance(typehint, type) and issubclass(typehint, RangedNumber):
+        return [typehint.text]
     if typehint in _KINDS:
         return [_KINDS[typehint]]
     if typehint is type(None):
         return ["null"]
     if origin in (list, Sequence, Iterable):
-        return [f"a list of {(describe(inner[0]) or ['values'])[0]}".replace("a list of a ", "a list, each a ")]
+        return [f"a list, each {(describe(inner[0]) or ['a value'])[0]}"]
     if origin is tuple:
         return [f"[{', '.join('...' if kind is Ellipsis else (describe(kind) or ['value'])[0] for kind in inner)}]"]
     bases = get_subclass_types(typehint, also_containers=True, callable_return=True)
@@ -128,9 +129,11 @@ def _name_problem(name: str, bases: tuple[type, ...]) -> str | None:
 
 
 def known_classes(bases: Iterable[type]) -> list[str]:
-    """Short names of the concrete subclasses that are imported, without Lightning's own demos."""
+    """Short names of the concrete subclasses that are imported, ours first, without Lightning's own demos."""
     paths = {path for base in bases for path in get_all_subclass_paths(base)}
-    return sorted({path.rpartition(".")[2] for path in paths if not path.startswith("lightning.pytorch.demos.")})
+    ours = {path.rpartition(".")[2] for path in paths if path.startswith("uniflow.")}
+    others = {path.rpartition(".")[2] for path in paths if not path.startswith("lightning.pytorch.demos.")}
+    return sorted(ours) + sorted(others - ours)
 
 
 def _listed(known: list[str]) -> str:
