@@ -169,3 +169,7 @@ def test_saved_configs_hold_plain_numbers(resolve: Any) -> None:
     )
     decay, depth = model["ema"]["init_args"]["decay"], model["model"]["init_args"]["encoder"]["init_args"]["depth"]
     assert (type(decay), type(depth)) == (float, int)
+
+
+def test_help_shows_the_range(uniflow: Any) -> None:
+    assert "(type: float in [0, 1), default: 0.999)" in " ".join(uniflow("fit", "--ema.help", "EMA").out.split())

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from jsonargparse.typing import register_type
 
 
-class RangedNumber:
+class _Named(type):
+    """Classes that `--help` shows by their name alone."""
+
+    def __repr__(cls) -> str:
+        return cls.__name__
+
+
+class RangedNumber(metaclass=_Named):
     """Base of the annotations below. They are never instantiated: values are plain numbers.
 
     Attributes:
@@ -63,7 +70,7 @@ def ranged(name: str, kind: type, text: str, contains: Callable[[float], bool]) 
         text: the range in words.
         contains: whether a finite number is in the range.
     """
-    number = type(name, (RangedNumber,), {"kind": kind, "text": text, "contains": staticmethod(contains)})
+    number = _Named(name, (RangedNumber,), {"kind": kind, "text": text, "contains": staticmethod(contains)})
     register_type(
         number,
         serializer=kind,
