@@ -140,15 +140,18 @@ def test_optimizers_of_torch_too_need_finite_settings() -> None:
         check_finite(torch.optim.SGD(weights, lr=math.nan))
 
 
+SCHEDULE = "expected a finite number >= 0 or a class such as Schedule"
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--model.distillation_weight", "nan"], "model.distillation_weight: expected a finite number >= 0 or a class such as Schedule, got \'nan\'"),
-        (["--model.distillation_weight", "-1"], "model.distillation_weight: expected a finite number >= 0 or a class such as Schedule, got \'-1\'"),
-        (["--model.distillation_weight=-.inf"], "model.distillation_weight: expected a finite number >= 0 or a class such as Schedule, got \'-.inf\'"),
-        (["--model.encoder.depth", "0"], "model.encoder.depth: expected an integer >= 1, got \'0\'"),
+        (["--model.distillation_weight", "nan"], f"model.distillation_weight: {SCHEDULE}, got 'nan'"),
+        (["--model.distillation_weight", "-1"], f"model.distillation_weight: {SCHEDULE}, got '-1'"),
+        (["--model.distillation_weight=-.inf"], f"model.distillation_weight: {SCHEDULE}, got '-.inf'"),
+        (["--model.encoder.depth", "0"], "model.encoder.depth: expected an integer >= 1, got '0'"),
         (["--model.eval_steps", "[0]"], "model.eval_steps: expected a list, each an integer >= 1, got '[0]'"),
-        (["--ema.decay", "1"], "ema.decay: expected a number in [0, 1), got \'1\'"),
+        (["--ema.decay", "1"], "ema.decay: expected a number in [0, 1), got '1'"),
         (["--model.optimizer.eps=.inf"], "AdamW.eps must be finite, got inf"),
         (
             ["--model.distillation_weight", "LinearSchedule", "--model.distillation_weight.end", "-1"],
