@@ -97,7 +97,7 @@ def make_pictures(photographs: Path, target: Path) -> None:
     """
     with replacing(target) as new:
         for split in ("train", "val", "test"):
-            names = list_images(photographs / split)
+            names = list_images(photographs / split) if (photographs / split).is_dir() else []
             if not names:
                 raise ValueError(f"no photographs in {photographs / split}; python benchmarks/real_parts.py DIR")
             (new / split).mkdir(parents=True)

@@ -117,8 +117,9 @@ def _check(options: argparse.Namespace) -> Path | None:
     if not options.encoder.is_file():
         raise ValueError(f"no encoder {options.encoder}; fetch it with: python benchmarks/real_parts.py DIR")
     for split in ("train", "test"):
-        if not list_images(options.photographs / split):
-            raise ValueError(f"no photographs in {options.photographs / split}; python benchmarks/real_parts.py DIR")
+        folder = options.photographs / split
+        if not (folder.is_dir() and list_images(folder)):
+            raise ValueError(f"no photographs in {folder}; python benchmarks/real_parts.py DIR")
     if not options.config.is_file():
         raise ValueError(f"no recipe {options.config}")
     if options.minutes <= 0 or (options.steps is not None and options.steps < 1):

@@ -104,7 +104,7 @@ def test_refused(make_run: Callable[..., Run], tmp_path: Path, slurm: Slurm, mes
 def test_options_of_the_command_line(project: Path, uniflow: Callable[..., Any]) -> None:
     result = uniflow("ablate", "plan.yaml", "--slurm.gpu", "2")
     assert "--slurm.gpu" in result.error or "gpus" in result.error
-    assert "there is no ablation plan.yaml" in uniflow("ablate", "plan.yaml", "--slurm.gpus", "2").error
+    assert "there is no file 'plan.yaml'" in uniflow("ablate", "plan.yaml", "--slurm.gpus", "2").error
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_data_without_a_validation_split_ends_a_run_without_statistics(tmp_path)
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"split": "train"}, "must be val or test"), ({"max_images": -1}, "at least 0")],
+    [({"split": "train"}, "must be val or test"), ({"max_images": -1}, "max_images must be an integer >= 0 or null")],
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -97,8 +97,11 @@ def test_module_that_exits_is_not_success(uniflow: Uniflow, project: Path) -> No
 
 OPTIONS = {
     "union": (["--trainer.precision", "12"], "expected one of"),
-    "union with a class": (["--model.weighting.beta", "x"], "expected a number or a class such as Schedule, got 'x'"),
-    "tuple": (["--data.size", "big"], "expected a whole number or [a whole number, a whole number], got 'big'"),
+    "union with a class": (
+        ["--model.weighting.beta", "x"],
+        "expected a finite number >= 0 or a class such as Schedule, got 'x'",
+    ),
+    "tuple": (["--data.size", "big"], "expected an integer or [an integer, an integer], got 'big'"),
     "abbreviation": (["--mod", "TokenizerTask"], "no option --mod; did you mean --model?"),
     "run is empty": (["--run", ""], "--run is empty"),
     "checkpoint is empty": (["--ckpt_path", ""], "--ckpt_path is empty"),
@@ -142,8 +145,7 @@ def test_bad_checkpoints(uniflow: Uniflow, run: Path) -> None:
 def test_state_of_another_optimizer(uniflow: Uniflow, run: Path) -> None:
     options = ("--ckpt_path", "last", "--model.optimizer", "torch.optim.SGD", "--trainer.max_steps", "3")
     line = uniflow("fit", "-c", str(run / "config.yaml"), *options).error
-    assert "state of another optimizer than SGD" in line
-    assert "momentum" in line
+    assert "optimizer is torch.optim.SGD" in line
 
 
 def test_a_copied_run_leaves_the_old_one_alone(uniflow: Uniflow, run: Path) -> None:
@@ -215,7 +217,7 @@ TOOLS = {
     "short side": (["reconstruct", "a.png", "--size", "-1"], "--size must lie between 0 and"),
     "device": (["reconstruct", "a.png", "--device", "cuda"], "no GPU"),
     "steps": (["evaluate", "embedded", "--images", "a.png", "--steps", "1000000000"], "--steps must lie between"),
-    "no image": (["evaluate", "embedded", "--images", "a.png"], "none of the images can be read"),
+    "no image": (["evaluate", "embedded", "--images", "a.png"], "not one image can be read"),
     "results": (["report", "broken"], "broken/test_results.json is not valid JSON"),
     "grid": (["ablate", "grid.yaml", "--dry_run"], "1,000,000 points of the grid are more than 10,000"),
     "seeds": (["ablate", "seeds.yaml", "--dry_run"], "20,000 seeds are more than 10,000"),

@@ -59,7 +59,7 @@ def test_swaps(project: Path, resolve: Callable[..., dict[str, Any]]) -> None:
     [
         (
             ("--model.encoder.tune", "lora", "--model.encoder.lora_rank", "0"),
-            "lora_rank must be an integer of at least 1",
+            "lora_rank: expected an integer >= 1 or null",
         ),
         (("--model.encoder.lora_rank", "4"), "lora_rank is for tune 'lora', and tune is 'full'"),
         ((*LORA, "--model.encoder.lora_targets", "[query]"), "the blocks have no linear layer 'query'; theirs are fc1"),

@@ -150,7 +150,7 @@ def test_auto_is_refused_where_it_means_nothing(uniflow: Uniflow) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="'SIGNOTHING' is not a signal of this system"):
         Preemption(["SIGNOTHING"])
-    with pytest.raises(ValueError, match="check_every must be an integer >= 1, got 0"):
+    with pytest.raises(ValueError, match="check_every must be an integer >= 1 or null, got 0"):
         Preemption(check_every=0)
     # Of those callbacks that Lightning runs last of all: after those that change what is saved, such as EMA.
     assert issubclass(callback_options()["preemption"], Checkpoint)

@@ -69,8 +69,8 @@ def test_help(uniflow: Callable[..., Any]) -> None:
     [
         (["peek"], "images"),
         (["peek", "a.jpg", "--stps", "3"], "did you mean --steps?"),
-        (["peek", "a.jpg", "--steps", "x"], "expected int"),
-        (["peek", "a.jpg", "--device", "tpu"], "'cpu', 'cuda'"),
+        (["peek", "a.jpg", "--steps", "x"], "expected an integer"),
+        (["peek", "a.jpg", "--device", "tpu"], "cpu, cuda"),
         (["peek", "a.jpg", "--steps", "0"], "steps must be at least 1, got 0"),
         (["gone"], "no_such_module"),
     ],

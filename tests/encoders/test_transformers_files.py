@@ -224,7 +224,7 @@ def test_refuses_broken_directories(llava):
     [
         ({"tune": 3}, "tune must be 'full', 'frozen', 'lora' or a number of last blocks from 1 to 2, not 3"),
         ({"tune": "half"}, "tune must be 'full'"),
-        ({"mean": [0.5], "std": [0.5]}, r"mean must be three numbers \(R, G, B\), not \[0.5\]"),
+        ({"mean": [0.5], "std": [0.5]}, r"mean must be 3 values, each a finite number or null, got \[0.5\]"),
     ],
 )
 def test_refuses_arguments(arguments, message):

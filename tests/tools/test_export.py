@@ -209,7 +209,7 @@ def test_errors(tmp_path, monkeypatch, capsys):
     for options, message in (
         (["--size", "30"], "multiples of the patch size 8, and at least two of them"),
         (["--size", "8"], "at least two of them"),
-        (["--format", "coreml"], "'torch', 'onnx', 'both'"),
+        (["--format", "coreml"], "torch, onnx, both"),
         (["--steps", "0", "--format", "torch", "--size", "16"], "at least 1 step"),
     ):
         assert main([*command, *options]) == 2

@@ -137,7 +137,7 @@ def test_the_command_says_what_is_wrong(runs, tmp_path, capsys):
         (command(runs, "--steps", "[0]"), "numbers of at least 1"),
         (command(runs, "--steps", "[]"), "numbers of at least 1"),
         (command(runs, "--starts", "[]"), "name a start"),
-        (command(runs, "--starts", "[noise]"), "'zero', 'random'"),
+        (command(runs, "--starts", "[noise]"), "zero, random"),
         (command(runs, "--repeats", "0"), "repeats must be at least 1"),
         (["sweep-steps", flow], "either --images FOLDER or --data"),
         (["sweep-steps", flow, flow, "--images", f"[{runs / 'pictures'}]"], "named twice"),

@@ -77,7 +77,7 @@ def test_bad_calls_give_one_line(tmp_path, tokenizer, capsys):
         (["reconstruct", "nowhere.png", "--tokenizer", "nothing"], "no tokenizer at nothing"),
         (["report", str(tmp_path)], "has no test_results.json"),
         (["summary", str(tmp_path / "none")], "no tokenizer at"),
-        (["quickstart", "--config", "none.yaml"], "no recipe none.yaml"),
+        (["quickstart", "--config", "none.yaml"], "there is no file 'none.yaml'"),
     ]:
         assert main(arguments) == 2
         error = capsys.readouterr().err

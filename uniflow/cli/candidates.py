@@ -148,9 +148,8 @@ def _holds_mapping(value: Any) -> bool:
 def _suggestion(name: str, known: list[str]) -> str:
     starts = {full[: len(name)]: full for full in known}  # "Unifrom" is meant to be UniformWeighting
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(
-        name, [Path(file).name for file in shipped("component")], n=1, cutoff=0.7
-    )
     close = close or [starts[start] for start in difflib.get_close_matches(name, starts, n=1, cutoff=0.8)]
+    files = [Path(file).name for file in shipped("component")]
+    close = close or difflib.get_close_matches(name, files, n=1, cutoff=0.7)
     guess = f"; did you mean {close[0]}?" if close else ";"
     return f"{guess} known: {_listed(known)}, or a class path such as my_package.MyClass"

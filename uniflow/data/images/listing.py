@@ -71,6 +71,8 @@ def _entries(path: str, visited: set[int]) -> list[os.DirEntry[str]]:
         visited.add(identity)
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no folder {printable(path).rstrip('/')}") from error
     except OSError as error:
         raise ValueError(
             f"the folder {printable(path)} cannot be read ({error.strerror}); make it readable or move it elsewhere"
