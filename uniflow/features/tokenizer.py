@@ -7,11 +7,11 @@ from torch import Tensor
 from uniflow.bottleneck.layers import Layers
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.features.base import FeatureSource
-from uniflow.features.encoder import block_indices, select_layers
+from uniflow.features.encoder import EncoderSource
 from uniflow.tokenizer import Tokenizer
 
 
-class TokenizerSource(FeatureSource):
+class TokenizerSource(EncoderSource):
     """Hidden states of chosen blocks of a tokenizer's encoder, the student.
 
     Args:
@@ -24,16 +24,7 @@ class TokenizerSource(FeatureSource):
     """
 
     def __init__(self, tokenizer: str, layers: Layers = "last") -> None:
-        super().__init__()
-        loaded = Tokenizer.from_pretrained(tokenizer)
-        self.encoder, spec = loaded.encoder, loaded.encoder.spec
-        self.layers = block_indices(layers, spec.num_layers)
-        self.spec = FeatureSpec(
-            spec.embed_dim, spec.patch_size, len(self.layers), spec.num_prefix_tokens, spec.image_size
-        )
-
-    def forward(self, images: Tensor) -> EncoderOutput:
-        return select_layers(self.encoder(images), self.layers)
+        super().__init__(lambda: Tokenizer.from_pretrained(tokenizer).encoder, layers)
 
 
 class LatentSource(FeatureSource):
