@@ -112,3 +112,37 @@ def test_a_disk_that_is_really_full(uniflow, project, small_disk, command, tmp_p
         assert result.code == 74
         assert f"no space left on {small_disk}" in result.error
     assert not list(small_disk.rglob("*.part"))
+
+
+WORKER_KILLER = """
+import multiprocessing, os, signal
+import torch
+from lightning.pytorch import Callback
+
+class KillWorker(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+
+class OutOfMemory(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 2:
+            torch.empty(2**60, dtype=torch.uint8)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("callback", "text", "code"),
+    [("KillWorker", "killed by signal: Killed", 1), ("OutOfMemory", "can't allocate memory", 1)],
+)
+def test_a_killed_worker_and_too_little_memory_are_one_line(uniflow, project, callback, text, code):
+    (project / "killers.py").write_text(WORKER_KILLER)
+    options = ["--trainer.callbacks", f"killers.{callback}", "--checkpoint.every_n_train_steps", "1"]
+    options += ["--trainer.max_steps", "2000", "--data.num_workers", "1", "--data.train_length", "4000"]
+    result = uniflow("fit", "-c", "recipe.yaml", "--run", "runs/a", *options)
+    assert result.code == code, result.err
+    assert text in result.error
+    assert "go on with: uniflow fit -c runs/a/config.yaml --ckpt_path last" in result.error
+    assert last_step() >= 2
