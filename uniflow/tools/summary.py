@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.summary import print_summary
 
 
-def summary(tokenizer: str | Path, image_size: int | None = None) -> None:
+def summary(tokenizer: str | Path, image_size: PositiveInt | None = None) -> None:
     """Print parameters and GFLOP of each part of a tokenizer.
 
     Args:
