@@ -19,6 +19,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from uniflow.core.distributed import world_size
 from uniflow.data.collate import collate
 from uniflow.data.errors import DataError
 from uniflow.data.position import TrainPosition
@@ -113,7 +114,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """The number of processes that share the data."""
         if self.trainer is not None:
             return self.trainer.world_size
-        return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        return world_size()
 
     def crops(self) -> dict[str, Any]:
         """Settings of the evaluation crop, for the evaluation protocol's fingerprint."""

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from uniflow.core.pixels import to_uint8, to_unit_range
 from uniflow.pictures.drawing import captioned_sheet, error_map
 
 SHOWN = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.3f}"}
@@ -75,14 +76,14 @@ def _rank(pair: _Pair, metric: str) -> tuple[float, str]:
 
 def _bytes(images: Tensor) -> Tensor:
     images = images.detach()
-    return ((images * 255).round().nan_to_num() if images.is_floating_point() else images).byte().cpu()
+    return to_uint8(images).cpu()
 
 
 def _sheet(metric: str, pairs: Sequence[_Pair]) -> Image.Image:
     shown = sorted(SHOWN, key=lambda key: key != metric)
     rows = []
     for rank, pair in enumerate(pairs, start=1):
-        original, reconstruction = pair.original / 255, pair.reconstruction / 255
+        original, reconstruction = to_unit_range(pair.original), to_unit_range(pair.reconstruction)
         values = ", ".join(SHOWN[key].format(pair.row[key]) for key in shown if key in pair.row)
         rows.append(
             [

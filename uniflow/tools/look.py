@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from uniflow.core.part import build_part, part_config
+from uniflow.core.pixels import to_unit_range
 from uniflow.data.images.reading import read_image
 from uniflow.data.images.transforms import resize_short_side
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
@@ -243,7 +244,7 @@ def _reconstruction(
     p = tokenizer.patch_size
     noise = noise_for(image_digests(image[None]), (3, latents.shape[-2] * p, latents.shape[-1] * p))
     decoded = tokenizer.decode(latents, steps=steps, noise=noise.to(latents.device)).float()[..., :height, :width]
-    original = image[None] if image.is_floating_point() else image[None].float() / 255
+    original = to_unit_range(image[None])
     quality = f"PSNR {psnr(decoded, original).item():.2f} dB"
     if min(height, width) >= 11:  # SSIM's window
         quality += f", SSIM {ssim(decoded, original).item():.3f}"

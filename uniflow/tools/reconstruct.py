@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from uniflow.core.pixels import to_unit_range
 from uniflow.data.images.folder import list_images
 from uniflow.data.images.reading import ImageReadError, read_image
 from uniflow.data.images.transforms import resize_short_side
@@ -80,7 +81,7 @@ def _reconstruct_one(
 ) -> tuple[float, float]:
     """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the image to `path`."""
     generator = torch.Generator(image.device).manual_seed(seed)
-    original = image[None].float() / 255
+    original = to_unit_range(image[None])
     result = model.reconstruct(image[None], generator=generator, **options).float()
     save_picture(rows_to_grid([torch.cat([original, result])]), path)
     # SSIM's window has 11 pixels; a smaller image has none.
