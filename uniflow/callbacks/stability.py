@@ -75,7 +75,7 @@ class Stability(CheckedNumbers, Callback):
             self._check(trainer, before_step=True)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._unchecked is None and not (trainer.world_size == 1 and self._batch_idx % self.check_every == 0):
+        if self._unchecked is None and self._batch_idx % self.check_every:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None

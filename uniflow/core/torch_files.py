@@ -40,7 +40,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
     """Refuse what is not a regular file with an archive of `torch.save`.
 
     Raises:
-        ValueError: if it is no archive, or one that unpacks to more than its own size, which torch never writes.
+        ValueError: if it is not an archive, or one that unpacks to more than its own size, which torch never writes.
         OSError: if there is no such file, or it is not a regular one.
     """
     with open_regular(path) as file:
@@ -50,7 +50,7 @@ def check_archive(path: str | os.PathLike[str]) -> None:
 
 
 def check_archive_bytes(file: IO[bytes], name: str) -> None:
-    """`check_archive` for a piece of a file, which is then read from its beginning again; no archive is fine, too."""
+    """`check_archive` for a piece of a file, which is then read from its beginning again; it need not be an archive."""
     reason = _problem(file)
     file.seek(0)
     if reason and reason != _DAMAGED:
