@@ -14,7 +14,7 @@ FLOORS = [
     {"encoders", "bottleneck", "decoders", "training"},
     {"distill", "metrics", "data", "tokenizer"},
     {"start", "features"},
-    {"heads", "evaluation"},
+    {"heads", "evaluation", "language"},
     {"callbacks"},
     {"tasks"},
     {"plan"},

@@ -5,7 +5,7 @@ import torch
 
 from uniflow import Tokenizer
 from uniflow.encoders import SceneViT
-from uniflow.features import EncoderSource, LatentSource, TokenizerSource
+from uniflow.features import BlankSource, EncoderSource, LatentSource, TokenizerSource
 
 IMAGES = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
 
@@ -58,3 +58,11 @@ def test_latents_without_statistics_cannot_be_normalised(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no latent statistics: measure them"):
         LatentSource(str(tmp_path), normalize=True)
+
+
+def test_a_blank_source_says_nothing_about_the_image():
+    source = BlankSource(patch_size=16, embed_dim=4, num_layers=2)
+    features = source(IMAGES)
+    assert features.grid == (4, 3)
+    assert [tuple(state.shape) for state in features.hidden_states] == [(2, 12, 4)] * 2
+    assert features.hidden_states[0].unique().tolist() == [1.0]

@@ -1,0 +1,1 @@
+"""Data modules in the official layouts of understanding data sets."""

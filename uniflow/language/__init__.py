@@ -1,0 +1,1 @@
+"""Language models behind visual features: prompts, projector, answers and their scores."""
