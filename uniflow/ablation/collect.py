@@ -64,7 +64,7 @@ def study_of_folders(folders: Sequence[Path], out: Path) -> Study:
         FileNotFoundError: if a run has no test results.
     """
     for folder in folders:
-        _results(folder)
+        read_results(folder)
     groups: dict[str, list[Path]] = {}
     for folder in dict.fromkeys(folders):
         groups.setdefault(_settings(folder), []).append(folder)
@@ -86,7 +86,7 @@ def _outcome(variant: str, seed: Any, folder: Path, state: State, options: dict[
     outcome.error = state.error if state.state == FAILED else ""
     outcome.seconds = state.seconds or None
     if state.state == FINISHED:
-        results = _results(folder)
+        results = read_results(folder)
         protocol = results.get(PROTOCOL)
         outcome.protocol = None if protocol is None else str(protocol)
         outcome.results = {key: float(value) for key, value in results.items() if isinstance(value, int | float)}
@@ -94,7 +94,13 @@ def _outcome(variant: str, seed: Any, folder: Path, state: State, options: dict[
     return outcome
 
 
-def _results(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
+    """The numbers of a run that `uniflow test` has been through.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if the file does not hold any.
+    """
     path = folder / RESULTS
     if not path.is_file():
         raise FileNotFoundError(

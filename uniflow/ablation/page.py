@@ -35,16 +35,26 @@ def html_page(study: Study, plots: Sequence[Plot], plots_note: str, images: Mapp
         _note(failed_line(study)),
         _results(study),
         _plots(study, plots, plots_note),
-        _section("Layers", layers_table(study)),
+        section("Layers", layers_table(study)),
         _pictures(images),
-        _section("Failed runs", failures_table(study)),
+        section("Failed runs", failures_table(study)),
         _setup(study),
     ]
+    return document(study.title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page that needs nothing outside itself.
+
+    Args:
+        title: of the page, plain text.
+        parts: HTML of its parts, in order; empty ones are left out.
+    """
     css = files("uniflow.ablation").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(study.title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{html.escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -63,7 +73,8 @@ def _note(text: str | None) -> str:
     return f'<p class="note" role="note">{html.escape(text)}</p>' if text else ""
 
 
-def _section(title: str, *tables: Table | None) -> str:
+def section(title: str, *tables: Table | None) -> str:
+    """A heading and the tables that are there; empty without any."""
     shown = [table.html() for table in tables if table is not None]
     return "\n".join([f"<h2>{title}</h2>", *shown]) if shown else ""
 
@@ -72,7 +83,7 @@ def _results(study: Study) -> str:
     if not study.finished:
         return "<h2>Results</h2>\n<p>No run has finished yet.</p>"
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in [*caveats(study), *glossary(study)])
-    return _section("Results", means_table(study)) + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
+    return section("Results", means_table(study)) + (f'\n<ul class="notes">{notes}</ul>' if notes else "")
 
 
 def _plots(study: Study, plots: Sequence[Plot], note: str) -> str:
@@ -103,12 +114,13 @@ def _pictures(variants: Mapping[str, Rows]) -> str:
                 continue
             if shown is None or not torch.equal(shown, rows[reference]):
                 shown = rows[reference]
-                parts.append(_picture(reference, shown))
-            parts.append(_picture(name, rows[kind]))
+                parts.append(picture(reference, shown))
+            parts.append(picture(name, rows[kind]))
     return "\n".join([*parts, "</div>"])
 
 
-def _picture(name: str, images: Tensor) -> str:
+def picture(name: str, images: Tensor) -> str:
+    """A figure with images (B, 3, H, W), uint8, in a row, and `name` as its caption."""
     data = base64.b64encode(row_png(images)).decode()
     label = html.escape(name)
     alt = f"{label}: {len(images)} images of the test split in a row"
@@ -118,5 +130,5 @@ def _picture(name: str, images: Tensor) -> str:
 def _setup(study: Study) -> str:
     facts = "".join(f"<dt>{html.escape(word)}</dt><dd>{html.escape(text)}</dd>" for word, text in study.facts)
     return "\n".join(
-        [_section("What was run", options_table(study), runs_table(study)), f"<dl>{facts}</dl>" if facts else ""]
+        [section("What was run", options_table(study), runs_table(study)), f"<dl>{facts}</dl>" if facts else ""]
     )

@@ -11,11 +11,10 @@ from typing import Any, Literal
 from uniflow.ablation.cluster import Slurm, launch_slurm
 from uniflow.ablation.collect import study_of_plan
 from uniflow.ablation.launch import discard, is_outdated, launch_local, standing
+from uniflow.ablation.options import check_options
 from uniflow.ablation.plan import Plan, Run, option_problem, option_word, read_plan, unknown
 from uniflow.ablation.state import FINISHED
 from uniflow.ablation.write import write_report
-from uniflow.cli.app import UniflowCLI, prepare
-from uniflow.cli.errors import UserError
 from uniflow.cli.shipped import find_file
 
 
@@ -79,36 +78,6 @@ def ablate(
         launch_local(waiting, jobs)
     write_report(study_of_plan(plan, runs, _command(config, out, seeds, options)), out)
     return 0 if all(standing(run).state == FINISHED for run in chosen) else 1
-
-
-def check_options(runs: Sequence[Run]) -> None:
-    """Parse the options of each variant as `uniflow fit` will, without building anything.
-
-    Raises:
-        UserError: if `uniflow fit` would refuse them.
-    """
-    prepare()
-    for run in {run.variant: run for run in runs}.values():
-        try:
-            _OptionsOnly("fit", run.recipe_words)
-        except UserError as error:
-            raise UserError(f"variant {run.variant!r}: {error}") from error
-
-
-class _OptionsOnly(UniflowCLI):
-    """Parses the options of a command; builds and runs nothing."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def before_instantiate_classes(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def _changed(plan: Plan, seeds: list[int] | None, options: dict[str, Any] | None) -> Plan:

@@ -49,6 +49,10 @@ TOOLS = {
     "report": ("uniflow.tools.report:report", "compare runs: tables, plots and images"),
     "push": ("uniflow.tools.push:push", "upload a tokenizer with its card to Hugging Face's hub"),
     "evaluate": ("uniflow.tools.evaluate:evaluate", "judge a tokenizer on images by the evaluation protocol"),
+    "understand": (
+        "uniflow.tools.understand:understand",
+        "what the features are good for: every task on teacher, student, latents and blank features",
+    ),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",
         "quality and cost against sampler steps and start noise",

@@ -231,10 +231,15 @@ def first_encoder(tokenizer: Tokenizer) -> VisionEncoder:
     Raises:
         ValueError: if the config names no weights.
     """
-    config = part_config(tokenizer.encoder)
-    if config["init_args"].items() >= tokenizer.encoder.unloaded_arguments().items():
+    if not names_weights(tokenizer):
         raise ValueError("no teacher: the tokenizer's config does not say where its encoder's weights came from")
-    return build_part(config, VisionEncoder).eval().to(next(tokenizer.parameters()).device)
+    return build_part(part_config(tokenizer.encoder), VisionEncoder).eval().to(next(tokenizer.parameters()).device)
+
+
+def names_weights(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer's config says where its encoder's weights came from."""
+    arguments = part_config(tokenizer.encoder)["init_args"]
+    return not arguments.items() >= tokenizer.encoder.unloaded_arguments().items()
 
 
 def _reconstruction(
