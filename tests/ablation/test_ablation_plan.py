@@ -158,6 +158,14 @@ def test_values_arrive_at_the_command_line_as_they_are(project: Path, resolve: C
         assert yaml.safe_load(yaml.safe_dump(value)) == value
 
 
+def test_a_component_that_names_itself_is_refused(write: Callable[[str], Plan], tmp_path: Path) -> None:
+    plan = write(FULL)
+    for other in ("uniform.yaml", "../recipes/first.yaml"):
+        (tmp_path / "ablations/parts/uniform.yaml").write_text(f"weighting: {other}")
+        with pytest.raises(ValueError, match="names itself, by way of"):
+            plan.runs(Path("out"))[0].digest()
+
+
 def test_labels() -> None:
     assert value_label("uniflow.distill.Adaptive") == "Adaptive"
     assert value_label("../weightings/depth_prior.yaml") == "depth_prior"

@@ -109,7 +109,7 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path):
     assert read_run(tmp_path) == (None, None)
     for name, content in {"config.yaml": "a: [1", "test_results.json": "{"}.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(ValueError, match=f"{name} cannot be read") as caught:
+        with pytest.raises(ValueError, match=f"{name} is not valid (YAML|JSON)") as caught:
             read_run(tmp_path)
         assert "\n" not in str(caught.value)
         (tmp_path / name).write_text("[1]")

@@ -333,13 +333,19 @@ def _from_here(path: Path) -> Path:
     return Path(os.path.relpath(path))
 
 
-def _inlined(value: Any, folder: Path) -> Any:
-    """`value` with every YAML file that it names replaced by its content."""
+def _inlined(value: Any, folder: Path, inside: tuple[Path, ...] = ()) -> Any:
+    """`value` with every YAML file that it names replaced by its content; `inside` are the files that lead here.
+
+    Raises:
+        ValueError: if a file names itself, also by way of others.
+    """
     if isinstance(value, dict):
-        return {str(key): _inlined(item, folder) for key, item in value.items()}
+        return {str(key): _inlined(item, folder, inside) for key, item in value.items()}
     if isinstance(value, list):
-        return [_inlined(item, folder) for item in value]
+        return [_inlined(item, folder, inside) for item in value]
     if isinstance(value, str) and value.endswith(COMPONENT_SUFFIXES) and (folder / value).is_file():
-        path = folder / value
-        return {"file": _inlined(read_yaml(path, StrictLoader), path.parent)}
+        path = (folder / value).resolve()
+        if path in inside:
+            raise ValueError(f"{folder / value} names itself, by way of {inside[-1]}")
+        return {"file": _inlined(read_yaml(path, StrictLoader), path.parent, (*inside, path))}
     return value

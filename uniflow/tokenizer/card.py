@@ -13,6 +13,8 @@ from huggingface_hub import ModelCardData
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
+from uniflow.core.files import read_text
+from uniflow.core.yaml_files import read_yaml
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
 
@@ -105,18 +107,22 @@ def read_run(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     Raises:
         ValueError: if one of the files is damaged.
     """
-    return _read(run / "config.yaml", yaml.safe_load), _read(run / "test_results.json", json.loads)
+    return _read(run / "config.yaml", read_yaml), _read(run / "test_results.json", _read_json)
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {one_line(error)}") from error
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+    content = read(path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read: it holds no names with values")
+        raise ValueError(f"{path} holds no names with values")
     return content
 
 

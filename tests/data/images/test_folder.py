@@ -307,6 +307,18 @@ def test_a_folder_that_cannot_be_read_is_named(flat: Path, monkeypatch: pytest.M
         folder(flat).setup()
 
 
+def test_names_that_are_not_utf8_are_read_and_logged(flat: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for file in flat.iterdir():
+        os.rename(file, os.path.join(os.fsencode(flat), b"caf\xe9_" + os.fsencode(file.name)))
+    with open(os.path.join(os.fsencode(flat), b"bad\xfe.png"), "wb") as bad:
+        bad.write(b"not an image")
+    data = folder(flat, batch_size=1)
+    data.setup()
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert sorted(chain.from_iterable(map(ids, loaders))) == list(range(60))
+    assert "bad\\udcfe.png not an image" in " ".join(caplog.text.split())
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_odd_files_are_skipped_at_once_and_named(flat: Path, tmp_path: Path) -> None:
     test = flat / "test"
