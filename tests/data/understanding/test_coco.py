@@ -1,58 +1,23 @@
 """COCO's layout: ids with gaps, crowds, masks, broken annotations and images; boxes move with the pixels."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
+from coco_fixtures import BOX, CATEGORIES, HEIGHT, WIDTH, annotation, write_coco
 from faster_coco_eval.core import mask as coder
-from PIL import Image
 
 from uniflow.data.base import SPLITS
 from uniflow.data.errors import DataError
 from uniflow.data.understanding.boxes import GREY, JointFit
 from uniflow.data.understanding.coco import COCODetection
 
-# COCO's ids have gaps: 12 comes after 11 in no file of it.
-CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
-HEIGHT, WIDTH = 40, 60
-BOX = [12.0, 8.0, 30.0, 20.0]  # left, top, width, height
-
-
-def annotation(id, image=1, category=13, box=BOX, **more):
-    left, top, width, height = box
-    right, bottom = left + width, top + height
-    polygon = [left, top, right, top, right, bottom, left, bottom]
-    return {
-        "id": id,
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": 100.0 + id,
-        "iscrowd": 0,
-        "segmentation": [polygon],
-    } | more
-
-
-def write(root, annotations=None, images=range(1, 9), categories=CATEGORIES, name="train2017", sizes=(HEIGHT, WIDTH)):
-    """A tiny data set: grey images, white inside of BOX."""
-    (root / name).mkdir(parents=True, exist_ok=True)
-    (root / "annotations").mkdir(exist_ok=True)
-    listed = []
-    for number in images:
-        file = f"{number:012d}.png"
-        pixels = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-        pixels[8:28, 12:42] = 255
-        Image.fromarray(pixels).save(root / name / file)
-        listed.append({"id": number, "file_name": file, "height": sizes[0], "width": sizes[1]})
-    content = {"images": listed, "categories": categories, "annotations": annotations or []}
-    (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
-
 
 @pytest.fixture
 def root(tmp_path):
-    write(tmp_path, [annotation(5), annotation(6, image=2, category=90), annotation(7, image=2, category=1, iscrowd=1)])
-    write(tmp_path, [annotation(5), annotation(6, category=1, iscrowd=1)], images=[1, 2], name="val2017")
+    write_coco(
+        tmp_path, [annotation(5), annotation(6, image=2, category=90), annotation(7, image=2, category=1, iscrowd=1)]
+    )
+    write_coco(tmp_path, [annotation(5), annotation(6, category=1, iscrowd=1)], images=[1, 2], name="val2017")
     return tmp_path
 
 
@@ -164,7 +129,7 @@ def test_masks_of_all_three_forms_are_the_same(tmp_path):
     plain = {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *ends, mask.size]).tolist()}
     three = [annotation(1), annotation(2, segmentation=compressed), annotation(3, segmentation=plain, iscrowd=1)]
     for name in ("train2017", "val2017"):
-        write(tmp_path, three, name=name)
+        write_coco(tmp_path, three, name=name)
     masks = sample(tmp_path, masks=True)["box_masks"]
     assert torch.equal(masks[0], masks[1])
     assert torch.equal(masks[1], masks[2])
@@ -173,7 +138,7 @@ def test_masks_of_all_three_forms_are_the_same(tmp_path):
 
 def test_boxes_are_cut_to_the_image_and_empty_ones_dropped_and_counted(root):
     boxes = {10: [50, 30, 20, 20], 11: [70, 5, 10, 10], 12: [5, 5, 0, 10], 13: [5, 5, -3, 10]}
-    write(root, [*(annotation(i, box=b) for i, b in boxes.items()), annotation(14, image=77)], [1], name="val2017")
+    write_coco(root, [*(annotation(i, box=b) for i, b in boxes.items()), annotation(14, image=77)], [1], name="val2017")
     with pytest.warns(UserWarning, match="left out") as caught:
         dataset = coco(root).make_dataset("test")
     texts = [str(warning.message) for warning in caught]
@@ -189,11 +154,11 @@ def test_broken_images_are_skipped_and_named(root, caplog):
     assert batch["name"] == ["000000000002.png"]
     assert data.skip_log.counts() == {"test": 1}
     assert "000000000001.png\tcannot be opened" in caplog.text
-    write(root, images=[1], name="val2017", sizes=(WIDTH, HEIGHT))
+    write_coco(root, images=[1], name="val2017", sizes=(WIDTH, HEIGHT))
     assert sample(root) is None
     assert "40 x 60 pixels, but 60 x 40 in the annotations" in caplog.text
     wrong = {"size": [3, 3], "counts": [0, 9]}
-    write(root, [annotation(1, segmentation=wrong)], images=[1], name="val2017")
+    write_coco(root, [annotation(1, segmentation=wrong)], images=[1], name="val2017")
     assert sample(root, masks=True) is None
     assert "the segmentation of object 0 of 000000000001.png cannot be decoded for 40 x 60 pixels" in caplog.text
 
@@ -207,7 +172,7 @@ def test_broken_images_are_skipped_and_named(root, caplog):
     ],
 )
 def test_broken_annotations_are_refused_in_one_line(root, annotations, settings, line):
-    write(root, annotations, name="val2017")
+    write_coco(root, annotations, name="val2017")
     with pytest.raises(DataError, match=line) as error:
         coco(root, **settings).make_dataset("test")
     assert "\n" not in str(error.value)
@@ -223,10 +188,10 @@ def test_files_that_do_not_fit_are_refused(root):
         coco(root, test_images="none").make_dataset("test")
     with pytest.raises(DataError, match=r"no images for the val split; raise val_fraction"):
         coco(root, val_fraction=1e-6).make_dataset("val")
-    write(root, categories=CATEGORIES[:2], name="val2017")
+    write_coco(root, categories=CATEGORIES[:2], name="val2017")
     with pytest.raises(DataError, match="has other categories than"):
         coco(root).make_dataset("test")
-    write(root, categories=[*CATEGORIES, CATEGORIES[0]], name="val2017")
+    write_coco(root, categories=[*CATEGORIES, CATEGORIES[0]], name="val2017")
     with pytest.raises(DataError, match="two categories with the same id"):
         coco(root).make_dataset("test")
 
