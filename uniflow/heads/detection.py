@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from uniflow.core.numbers import PositiveFloat, PositiveInt, UnitFloat
+from uniflow.core.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.heads.base import Head
 from uniflow.heads.pyramid import SimplePyramid
@@ -79,7 +79,7 @@ class DetectionHead(Head):
         nms_threshold: UnitFloat = 0.5,
         max_detections: PositiveInt = 100,
         min_visibility: UnitFloat = 0.0,
-        weight: float = 1.0,
+        weight: NonNegativeFloat = 1.0,
     ) -> None:
         super().__init__(weight)
         self.num_classes, self.max_detections, self.min_visibility = num_classes, max_detections, min_visibility
