@@ -31,7 +31,7 @@ class DetectionTask(FeatureTask):
 
     monitor = ("val/map", "max")
 
-    def __init__(self, *, shown_score: UnitFloat = 0.4, **task: Any) -> None:
+    def __init__(self, *, shown_score: UnitFloat = 0.5, **task: Any) -> None:
         super().__init__(**task)
         self.shown_score = shown_score
 
@@ -57,7 +57,7 @@ class DetectionTask(FeatureTask):
         found = head.detect(head(self.features(images)), images)
         shown = [image["scores"] >= self.shown_score for image in found]
         boxes, labels, scores = (
-            [image[name][kept] for image, kept in zip(found, shown, strict=True)]
+            [image[name][kept].flip(0) for image, kept in zip(found, shown, strict=True)]  # the best on top
             for name in ("boxes", "labels", "scores")
         )
         pictures, factor = enlarged(to_unit_range(images))
