@@ -16,6 +16,7 @@ import lightning.pytorch  # noqa: F401  # its loggers, before any test
 import numpy as np
 import pytest
 import webdataset
+from coco_fixtures import annotation, write_coco
 from jsonargparse import Namespace
 from PIL import Image
 
@@ -226,4 +227,11 @@ def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     if name == "WebDataset":
         paths = write_shards(folder)
         return [word for split, path in paths.items() for word in (f"--data.{split}", path)]
+    if name == "COCODetection":
+        for split in ("train2017", "val2017"):
+            write_coco(folder / "coco", [annotation(1), annotation(2, image=2)], name=split)
+        sizes = "num_classes: 80, channels: 16, scales: [1], hidden: 16, mask_channels: 8, proposals: 10"
+        head = f"[{{class_path: MaskRCNNHead, init_args: {{{sizes}, max_detections: 5}}}}]"
+        data = ["--data.root", str(folder / "coco"), "--data.size", "32", "--data.val_fraction", "0.3"]
+        return [*data, "--model.heads", head]
     return []

@@ -5,3 +5,4 @@ from uniflow.data.images.crops import CroppedImages as CroppedImages
 from uniflow.data.images.folder import ImageFolder as ImageFolder
 from uniflow.data.images.webdataset import WebDataset as WebDataset
 from uniflow.data.scenes import Scenes as Scenes
+from uniflow.data.understanding.coco import COCODetection as COCODetection

@@ -18,6 +18,7 @@ class Head(CheckedNumbers, nn.Module, ABC):
     Attributes:
         name: of the head, in the names of its losses and metrics.
         labels: what the head needs in a batch besides "image"; empty if it needs no labels.
+        entry_points: methods besides `forward` that use the head's parameters; sharding gathers them there.
         weight: factor on the head's loss.
 
     Args:
@@ -29,6 +30,7 @@ class Head(CheckedNumbers, nn.Module, ABC):
 
     name: ClassVar[str]
     labels: ClassVar[tuple[str, ...]] = ()
+    entry_points: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__()
@@ -42,17 +44,21 @@ class Head(CheckedNumbers, nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, features: EncoderOutput) -> Tensor:
-        """The prediction in float32, from features in float32."""
+    def forward(self, features: EncoderOutput) -> Any:
+        """The prediction in float32, from features in float32: a tensor, or whatever `loss` takes."""
 
     @abstractmethod
-    def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
+    def loss(self, prediction: Any, batch: dict[str, Any]) -> Tensor:
         """A scalar, not yet weighted."""
+
+    def losses(self, prediction: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The parts that `loss` is the sum of, by the names under which training logs them; "" is the head's own."""
+        return {"": self.loss(prediction, batch)}
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
         """New metrics for one evaluation. They are computed over the whole split and over all processes."""
 
     @abstractmethod
-    def update_metrics(self, metrics: MetricCollection, prediction: Tensor, batch: dict[str, Any]) -> None:
+    def update_metrics(self, metrics: MetricCollection, prediction: Any, batch: dict[str, Any]) -> None:
         """Feed one batch to what `metrics` gave."""

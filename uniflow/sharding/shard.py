@@ -68,7 +68,7 @@ def shard(part: nn.Module, sharding: Sharding) -> None:
     for block in find_blocks(part):
         sharding.apply(block, reshard_after_forward=sharding.reshard_after_forward)
     sharding.apply(part)
-    for name in part.entry_points if isinstance(part, Part) else ():
+    for name in getattr(part, "entry_points", ()):  # of parts and heads
         _register(part, name)
 
 

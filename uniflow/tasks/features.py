@@ -119,12 +119,13 @@ class FeatureTask(Task):
         return total
 
     def losses(self, features: EncoderOutput, batch: dict[str, Any], labelled: bool = True) -> dict[str, Tensor]:
-        """Weighted loss of each head; without labels, of those heads that need none."""
+        """Weighted loss of each head, or its parts; without labels, of those heads that need none."""
         losses: dict[str, Tensor] = {}
         for name, head in self.named_heads(labelled):
             # Losses are computed in float32 whatever the precision of the source's pass is.
             with without_autocast(self.device):
-                losses[name] = head.weight * head.loss(head(_exact(features)), batch)
+                parts = head.losses(head(_exact(features)), batch)
+            losses |= {f"{name}_{part}" if part else name: head.weight * loss for part, loss in parts.items()}
         return losses
 
     def named_heads(self, labelled: bool = True) -> list[tuple[str, Head]]:
