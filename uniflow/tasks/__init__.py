@@ -2,8 +2,9 @@
 
 from uniflow.tasks.base import Task
 from uniflow.tasks.features import FeatureTask
+from uniflow.tasks.generation import GenerationTask
 from uniflow.tasks.pretraining import Pretraining
 from uniflow.tasks.tokenizer import TokenizerTask
 from uniflow.training.optimizers import FusedAdamW
 
-__all__ = ["FeatureTask", "FusedAdamW", "Pretraining", "Task", "TokenizerTask"]
+__all__ = ["FeatureTask", "FusedAdamW", "GenerationTask", "Pretraining", "Task", "TokenizerTask"]
