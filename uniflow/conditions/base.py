@@ -65,6 +65,10 @@ class Condition(Part):
         """
         raise ValueError(f"{type(self).__name__} takes no values, got {', '.join(words)}")
 
+    def example(self, count: int) -> Any:
+        """Values for `forward` of `count` samples, for `uniflow plan`: only shapes and types matter."""
+        return None
+
     def check_data(self, data: Any) -> None:
         """Called with the data module before training; nothing by default.
 

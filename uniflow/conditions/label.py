@@ -34,7 +34,8 @@ class LabelCondition(Condition):
     def forward(self, values: Tensor | None, dropped: Tensor) -> Conditioning:
         if values is None:
             values = torch.zeros_like(dropped, dtype=torch.long)
-        self._check(values)
+        else:
+            self._check(values)
         return Conditioning(self.embedding(torch.where(dropped, self.num_classes, values)))
 
     def parse(self, words: Sequence[str]) -> Tensor:
@@ -45,13 +46,17 @@ class LabelCondition(Condition):
         self._check(values)
         return values
 
+    def example(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.long)
+
     def check_data(self, data: Any) -> None:
         names = getattr(data, "class_names", None)
         if names is not None and len(names) > self.num_classes:
             raise ValueError(f"the data has {len(names)} classes, LabelCondition.num_classes is {self.num_classes}")
 
     def _check(self, values: Tensor) -> None:
-        if values.device.type != "cpu":  # looking would wait for the device, where such an index stops by itself
+        # On a device looking would wait for it, and such an index stops there by itself; fake tensors have no values.
+        if values.device.type != "cpu" or type(values) is not Tensor:
             return
         wrong = values[(values < 0) | (values >= self.num_classes)]
         if len(wrong):

@@ -101,7 +101,6 @@ class GenerationTask(Task):
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) of images (B, 3, H, W)."""
-        self.tokenizer.to(self.device)
         latents = self.tokenizer.encode(images, normalize=True)
         self.grid = (latents.shape[-2], latents.shape[-1])
         return latents
@@ -117,7 +116,12 @@ class GenerationTask(Task):
             raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have")
         return None if field is None else batch[field]
 
+    def example_batch(self, images: Tensor) -> dict[str, Any]:
+        field, values = self.condition.field, self.condition.example(len(images))
+        return {"image": images} | ({} if field is None else {field: values})
+
     def on_fit_start(self) -> None:
+        self.tokenizer.to(self.device)
         self.condition.check_data(data_of(self.trainer))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -129,6 +133,9 @@ class GenerationTask(Task):
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()})
         return total
+
+    def on_validation_epoch_start(self) -> None:
+        self.tokenizer.to(self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         latents = self.latents(batch["image"])
@@ -147,6 +154,7 @@ class GenerationTask(Task):
             self.log(name, value, rank_zero_only=True)
 
     def on_test_epoch_start(self) -> None:
+        self.tokenizer.to(self.device)
         self._judged = GeneratedImages(self._make_judge())
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
