@@ -53,6 +53,7 @@ TOOLS = {
         "uniflow.tools.understand:understand",
         "what the features are good for: every task on teacher, student, latents and blank features",
     ),
+    "sample": ("uniflow.tools.sample:sample", "make images with a trained generator"),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",
         "quality and cost against sampler steps and start noise",

@@ -55,7 +55,9 @@ PACKAGES = (
     "uniflow.decoders",
     "uniflow.distill",
     "uniflow.data",
+    "uniflow.conditions",
     "uniflow.features",
+    "uniflow.generators",
     "uniflow.heads",
     "uniflow.tasks",
 )

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from uniflow.core.errors import one_line
 from uniflow.core.imports import class_path, import_part
 from uniflow.core.numbers import bound_arguments, check_numbers, constructor_arguments, describe, fits
-from uniflow.core.specs import EncoderSpec, LatentSpec
+from uniflow.core.specs import ConditionSpec, EncoderSpec, LatentSpec
 
 
 class Part(nn.Module, ABC):
-    """Base class of encoders, bottlenecks, decoders and pixel losses.
+    """Base class of encoders, bottlenecks, decoders, pixel losses, conditions and generators.
 
     A part's constructor takes plain values (numbers, strings, booleans, lists, dataclasses of them) besides the spec of
     the part before it. Numbers have to be in the range of their annotation (`uniflow.core.numbers`). The
@@ -151,7 +151,7 @@ def _check_types(known: Mapping[str, tuple[inspect.Parameter, Any]], arguments: 
 
 
 def _is_spec(value: Any) -> bool:
-    return isinstance(value, EncoderSpec | LatentSpec)
+    return isinstance(value, ConditionSpec | EncoderSpec | LatentSpec)
 
 
 def _plain(value: Any) -> Any:

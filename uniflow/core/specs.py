@@ -53,6 +53,19 @@ class LatentSpec:
     patch_size: int
 
 
+@dataclass(frozen=True)
+class ConditionSpec:
+    """What a condition tells a generator.
+
+    Attributes:
+        width: channels of the vector of each sample.
+        token_width: channels of its tokens; None if it gives no tokens.
+    """
+
+    width: int
+    token_width: int | None = None
+
+
 @dataclass
 class EncoderOutput:
     """Hidden states of one batch.

@@ -16,7 +16,7 @@ def refuse_nonfinite(tensors: Mapping[str, Tensor], source: str | os.PathLike[st
         ValueError: naming `source` and the first such tensor.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
             bad = int((~torch.isfinite(tensor)).sum())
             raise ValueError(
                 f"{os.fspath(source)}: the tensor {name} has {bad} values that are NaN or infinite, of "

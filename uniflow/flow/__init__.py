@@ -5,15 +5,18 @@ round.)
 """
 
 from uniflow.flow.path import data_to_velocity, interpolate, velocity_target, velocity_to_data
-from uniflow.flow.samplers import euler, guide
-from uniflow.flow.times import sample_times, step_times
+from uniflow.flow.samplers import euler, guide, heun
+from uniflow.flow.times import dimension_shift, sample_times, shift_times, step_times
 
 __all__ = [
     "data_to_velocity",
+    "dimension_shift",
     "euler",
     "guide",
+    "heun",
     "interpolate",
     "sample_times",
+    "shift_times",
     "step_times",
     "velocity_target",
     "velocity_to_data",

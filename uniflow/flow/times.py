@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -35,6 +36,24 @@ def sample_times(
     choice = torch.rand(shape, device=device, generator=generator, dtype=torch.float32)
     times = torch.where(choice < end_point_mass + (1 - end_point_mass) * uniform_share, uniform, logit_normal)
     return torch.where(choice < end_point_mass, 0.0, times)
+
+
+def shift_times(t: Tensor, shift: float) -> Tensor:
+    """Move times towards the noise: t / (t + shift (1 - t)) (arXiv 2403.03206, equation 23, in this clock).
+
+    Args:
+        t: times in [0, 1].
+        shift: above 0; above 1 spends more time near the noise, 1 changes nothing.
+    """
+    return t / (t + shift * (1 - t))
+
+
+def dimension_shift(numbers: int, base: int = 4096) -> float:
+    """The shift for data of so many numbers, sqrt(numbers / base): the more there are, the more noise hides them all.
+
+    (arXiv 2510.11690 for latents of high dimension; 4096 = 4 x 32 x 32 are those that schedules were tuned on.)
+    """
+    return math.sqrt(numbers / base)
 
 
 def step_times(steps: int, *, schedule: Literal["linear", "power"] = "linear", power: float = 1.0) -> list[float]:

@@ -3,8 +3,9 @@
 from uniflow.tasks.base import Task
 from uniflow.tasks.detection import DetectionTask
 from uniflow.tasks.features import FeatureTask
+from uniflow.tasks.generation import GenerationTask
 from uniflow.tasks.pretraining import Pretraining
 from uniflow.tasks.tokenizer import TokenizerTask
 from uniflow.training.optimizers import FusedAdamW
 
-__all__ = ["DetectionTask", "FeatureTask", "FusedAdamW", "Pretraining", "Task", "TokenizerTask"]
+__all__ = ["DetectionTask", "FeatureTask", "FusedAdamW", "GenerationTask", "Pretraining", "Task", "TokenizerTask"]

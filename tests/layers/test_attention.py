@@ -1,0 +1,55 @@
+"""Attention over a grid: positions are relative, masks hide, and cross-attention starts at zero."""
+
+import pytest
+import torch
+
+from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, rotary_angles, rotate
+
+
+def test_rotation_keeps_lengths_and_depends_on_differences_only():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 8, generator=generator, dtype=torch.float32)
+    angles = rotary_angles((6, 7), 8, torch.device("cpu")).unflatten(0, (6, 7))
+    turned = rotate(q, angles)
+    torch.testing.assert_close(turned.norm(dim=-1), q.norm().expand(6, 7))
+    first = (rotate(q, angles[1, 2]) * rotate(k, angles[3, 5])).sum()
+    moved = (rotate(q, angles[2, 3]) * rotate(k, angles[4, 6])).sum()
+    other = (rotate(q, angles[2, 3]) * rotate(k, angles[5, 6])).sum()
+    torch.testing.assert_close(first, moved)
+    assert (first - other).abs() > 1e-3
+
+
+def test_rows_and_columns_are_told_apart():
+    angles = rotary_angles((3, 4), 8, torch.device("cpu")).unflatten(0, (3, 4))
+    assert torch.equal(angles[1, :, :2], angles[1, :1, :2].expand(4, 2))
+    assert torch.equal(angles[:, 1, 2:], angles[:1, 1, 2:].expand(3, 2))
+    assert not torch.equal(angles[0, 1], angles[1, 0])
+    with pytest.raises(ValueError, match="multiple of 4"):
+        rotary_angles((2, 2), 6, torch.device("cpu"))
+
+
+def test_attention_sees_positions():
+    torch.manual_seed(0)
+    attention, x = GridAttention(16, 2), torch.randn(1, 6, 16)
+    swapped = x[:, [1, 0, 2, 3, 4, 5]]
+    angles = rotary_angles((2, 3), 8, x.device)
+    assert attention(x, angles).shape == x.shape
+    assert not torch.allclose(attention(x, angles)[:, 2:], attention(swapped, angles)[:, 2:], atol=1e-4)
+
+
+def test_cross_attention_starts_at_zero_and_obeys_its_mask():
+    torch.manual_seed(0)
+    cross, x, context = CrossAttention(16, 6, 2), torch.randn(2, 4, 16), torch.randn(2, 3, 6)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert cross(x, context, mask).abs().max() == 0
+    torch.nn.init.normal_(cross.proj.weight)
+    hidden = context.clone()
+    hidden[~mask] = 100.0
+    torch.testing.assert_close(cross(x, context, mask), cross(x, hidden, mask))
+    assert not torch.allclose(cross(x, context, None), cross(x, context, mask))
+
+
+def test_a_gated_mlp_is_as_large_as_a_plain_one():
+    plain = 2 * 4 * 384 * 384
+    gated = sum(p.numel() for name, p in GatedMLP(384, 4.0).named_parameters() if name.endswith("weight"))
+    assert gated == pytest.approx(plain, rel=0.01)

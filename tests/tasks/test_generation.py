@@ -1,0 +1,133 @@
+"""Training a generator by YAML: what a run leaves, what a test says, samples from its folder, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uniflow import Tokenizer
+from uniflow.generators import Generator
+
+RECIPE = """
+model:
+  class_path: GenerationTask
+  init_args:
+    tokenizer: embedded
+    generator: {class_path: DiT, init_args: {width: 16, depth: 1, num_heads: 2, steps: 2}}
+    condition: {class_path: LabelCondition, init_args: {num_classes: 12, width: 8}}
+    eval_guidance: [1.0, 3.0]
+data:
+  class_path: Scenes
+  init_args: {size: 32, train_length: 16, val_length: 16, test_length: 8, batch_size: 8, num_workers: 0}
+trainer: {accelerator: cpu, max_steps: 2, log_every_n_steps: 1, enable_progress_bar: false, logger: false}
+ema: null
+"""
+STRAY = ("--model.condition.init_args.dropout", "1.0")
+
+
+@pytest.fixture
+def recipe(project):
+    (project / "recipe.yaml").write_text(RECIPE)
+    return "recipe.yaml"
+
+
+def results(project, run="run"):
+    return json.loads((project / run / "test_results.json").read_text())
+
+
+def test_a_run_leaves_a_generator_that_sample_uses(recipe, uniflow, project):
+    assert uniflow("fit", "-c", recipe, "--run", "run").code == 0
+    assert {"best.ckpt", "last.ckpt", "generator"} <= {path.name for path in (project / "run").iterdir()}
+    tested = uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last")
+    assert tested.code == 0, tested.err
+    numbers = results(project)
+    assert {"test/frechet_scene_vit", "test/frechet_scene_vit_g3", "test/frechet_scene_vit_floor"} <= numbers.keys()
+    assert numbers["test/frechet_scene_vit"] > numbers["test/frechet_scene_vit_floor"] > 0
+    assert 0 <= numbers["test/accuracy"] <= 1
+    assert numbers["generation/images"] == 8
+    assert (project / "run/images/test.png").is_file()
+
+    words = ("sample", "--generator", "run/generator", "--classes", "3,4", "--seed", "5", "--device", "cpu")
+    assert uniflow(*words, "--count", "4", "--out", "first", "--npz", "first.npz").code == 0
+    arrays = np.load(project / "first.npz")["arr_0"]
+    assert (arrays.shape, arrays.dtype) == ((4, 32, 32, 3), np.uint8)
+    for number, array in enumerate(arrays):
+        assert np.array_equal(np.array(Image.open(project / f"first/{number:06d}.png")), array)
+    assert uniflow(*words, "--count", "4", "--out", "again", "--batch_size", "3").code == 0
+    again = np.stack([np.array(Image.open(project / f"again/{number:06d}.png")) for number in range(4)])
+    assert np.abs(again.astype(int) - arrays).max() <= 1
+    model = Generator.from_pretrained(project / "run/generator")
+    images = model.sample(torch.tensor([3, 4, 3, 4]), seed=5)
+    assert np.abs((images.permute(0, 2, 3, 1).numpy() * 255).round() - arrays).max() <= 1
+
+
+def test_two_processes_make_the_images_of_one(recipe, uniflow, project, monkeypatch):
+    assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
+    words = ("sample", "--generator", "run/generator", "--count", "3", "--device", "cpu")
+    assert uniflow(*words, "--out", "one").code == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert uniflow(*words, "--out", "two").code == 0
+    for number in range(3):
+        one, two = (np.array(Image.open(project / f"{run}/{number:06d}.png")).astype(int) for run in ("one", "two"))
+        assert np.abs(one - two).max() <= 1
+    assert "make it with one process" in uniflow(*words, "--npz", "x.npz").error
+
+
+def test_dropping_every_condition_changes_the_training(recipe, uniflow, project):
+    losses = {}
+    for name, options in {"told": (), "again": (), "untold": STRAY}.items():
+        # A network whose output starts at zero passes its first gradients on after a few steps.
+        assert uniflow("fit", "-c", recipe, "--run", name, "--trainer.max_steps", "6", *options).code == 0
+        weights = torch.load(project / name / "last.ckpt", weights_only=True)["state_dict"]
+        losses[name] = weights["condition.embedding.weight"]
+    assert torch.equal(losses["told"], losses["again"])
+    assert not torch.equal(losses["told"], losses["untold"])
+
+
+def test_a_checkpoint_goes_with_its_tokenizer(recipe, uniflow, project):
+    assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
+    other = Tokenizer.from_pretrained("embedded")
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    other.save_pretrained(project / "other")
+    result = uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last", "--model.tokenizer", "other")
+    assert "trained on the latents of another tokenizer" in result.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model.condition.init_args.num_classes", "3"), "the data has 12 classes"),
+        (("--model.tokenizer", "missing"), "no tokenizer at missing"),
+        (("--model.tokenizer", "plain"), "has no latent statistics, which a generator needs"),
+        (("--model.generator.init_args.num_heads", "3"), "multiple of 4"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(recipe, uniflow, project, words, message):
+    plain = Tokenizer.from_pretrained("embedded")
+    plain.clear_latent_statistics()
+    plain.save_pretrained(project / "plain")
+    assert message in uniflow("fit", "-c", recipe, "--run", "run", *words).error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--generator", "missing"), "missing is not a generator"),
+        (("--generator", "missing", "--count", "0"), "--count must be at least 1"),
+        (("--generator", "missing", "--steps", "0"), "--steps must lie between 1"),
+        (("--generator", "missing", "--npz", "x.npy"), "must end in .npz"),
+    ],
+)
+def test_sample_refuses_in_one_line(uniflow, words, message):
+    assert message in uniflow("sample", *words).error
+
+
+def test_a_generation_is_planned(recipe, uniflow):
+    result = uniflow("plan", "-c", recipe)
+    assert result.code == 0, result.err
+    assert "generator" in result.out

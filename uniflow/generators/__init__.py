@@ -1,0 +1,7 @@
+"""Generators of latents, and the model that makes images with one."""
+
+from uniflow.generators.base import LatentGenerator
+from uniflow.generators.dit import DiT
+from uniflow.generators.model import Generator
+
+__all__ = ["DiT", "Generator", "LatentGenerator"]

@@ -1,0 +1,197 @@
+"""Diffusion transformer over normalised latents, trained by rectified flow."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uniflow.conditions import Conditioning
+from uniflow.core.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from uniflow.core.specs import ConditionSpec, LatentSpec
+from uniflow.flow import (
+    data_to_velocity,
+    dimension_shift,
+    euler,
+    guide,
+    heun,
+    interpolate,
+    sample_times,
+    shift_times,
+    step_times,
+    velocity_target,
+)
+from uniflow.generators.base import LatentGenerator
+from uniflow.layers.adaln import TimeEmbedding, zero_linear
+from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, rotary_angles
+from uniflow.layers.grid import to_image, to_tokens
+from uniflow.layers.precision import full_dtype, full_precision, without_autocast
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP whose norms and gates the condition drives; it starts as the identity (AdaLN-zero)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, token_width: int | None) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.attention = GridAttention(width, num_heads)
+        self.cross = None if token_width is None else CrossAttention(width, token_width, num_heads)
+        self.mlp = GatedMLP(width, mlp_ratio)
+        self.modulation = zero_linear(width, 6 * width)
+
+    def forward(
+        self, x: Tensor, condition: Tensor, angles: Tensor, tokens: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Tokens (B, N, width), the condition's vector (B, 1, width), its tokens and mask, and the angles."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, angles)
+        if self.cross is not None and tokens is not None:
+            x = x + self.cross(self.norm1(x), tokens, mask)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class DiT(LatentGenerator):
+    """Diffusion transformer (arXiv 2212.09748) with rotary positions, normalised queries and keys, and SwiGLU.
+
+    Each latent is a token. The velocity v(x_t, t, c) carries noise (t = 0) to latents (t = 1) along straight lines.
+
+    Args:
+        latent: spec of the latents.
+        condition: spec of the condition.
+        width: channels of a token.
+        depth: number of blocks.
+        num_heads: attention heads; `width / num_heads` has to be a multiple of 4.
+        mlp_ratio: hidden channels of each MLP over `width`.
+        prediction: what the network predicts: "velocity", or "data", the clean latent. Of latents with more channels
+            than the network is wide, only data can be predicted (arXiv 2511.13720).
+        shift: how far the times move towards the noise, see `shift_times`; "auto" takes `dimension_shift` of the
+            numbers in the latents of an image, but at least 1.
+        uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)). Both are shifted.
+        steps: sampler steps where none are given.
+        method: "euler", or "heun", which costs two evaluations a step.
+        guidance: classifier-free guidance where none is given; 1 is none.
+        guidance_interval: times between which guidance works (arXiv 2404.07724).
+
+    Raises:
+        ValueError: if the heads do not divide the width, or the interval is empty.
+    """
+
+    def __init__(
+        self,
+        latent: LatentSpec,
+        condition: ConditionSpec,
+        width: PositiveInt = 384,
+        depth: PositiveInt = 12,
+        num_heads: PositiveInt = 6,
+        mlp_ratio: PositiveFloat = 4.0,
+        prediction: Literal["velocity", "data"] = "velocity",
+        shift: PositiveFloat | Literal["auto"] = "auto",
+        uniform_share: UnitFloat = 0.1,
+        steps: PositiveInt = 50,
+        method: Literal["euler", "heun"] = "euler",
+        guidance: NonNegativeFloat = 1.0,
+        guidance_interval: tuple[UnitFloat, UnitFloat] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        if width % num_heads or width // num_heads % 4:
+            raise ValueError(f"DiT: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
+        if guidance_interval[0] >= guidance_interval[1]:
+            raise ValueError(f"DiT: guidance_interval must rise, got {list(guidance_interval)}")
+        self.latent, self.head_dim = latent, width // num_heads
+        self.prediction, self.shift, self.uniform_share = prediction, shift, uniform_share
+        self.steps, self.method, self.guidance = steps, method, guidance
+        self.guidance_interval = (guidance_interval[0], guidance_interval[1])
+        self.input_proj = nn.Linear(latent.channels, width)
+        self.time_embed = TimeEmbedding(width)
+        self.condition_proj = nn.Linear(condition.width, width)
+        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio, condition.token_width) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = zero_linear(width, 2 * width)
+        self.final_proj = zero_linear(width, latent.channels)
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """What the network predicts, a velocity or clean latents, (B, C, h, w), from x_t of this shape and t (B,)."""
+        rows, columns = x_t.shape[-2:]
+        angles = rotary_angles((rows, columns), self.head_dim, x_t.device)
+        tokens = self.input_proj(to_tokens(x_t))
+        condition = (self.time_embed(t) + self.condition_proj(conditioning.vector))[:, None]
+        for block in self.blocks:
+            tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask)
+        shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)
+        return to_image(self.final_proj(self.final_norm(tokens) * (1 + scale) + shift), rows)
+
+    def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
+        """`{"flow": mean squared error of the velocity}`; one time and one noise for each sample."""
+        t = sample_times((len(latents),), device=latents.device, uniform_share=self.uniform_share)
+        return self.validation_loss(latents, torch.randn_like(full_precision(latents)), t, conditioning)
+
+    def validation_loss(
+        self, latents: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
+    ) -> dict[str, Tensor]:
+        data = full_precision(latents)
+        t = shift_times(times, self.shift_of(latents))
+        t_image = t.view(-1, 1, 1, 1).to(data.dtype)
+        x_t = interpolate(noise.to(data.dtype), data, t_image)
+        predicted = self(x_t.to(latents.dtype), t, conditioning)
+        with without_autocast(latents.device):
+            velocity = self._velocity(full_precision(predicted), x_t, t_image)
+            target = velocity_target(noise.to(data.dtype), data)
+            if self.prediction == "data":  # the target gets the same floor: where it acts, the loss is the data's
+                target = data_to_velocity(data, x_t, t_image)
+            return {"flow": (velocity - target).square().mean()}
+
+    def sample(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        strength = self.guidance if guidance is None else guidance
+        low, high = self.guidance_interval
+        both = _joined(conditioning, unconditional) if strength != 1 else conditioning
+        numbers = full_dtype(noise.dtype)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            guided = strength != 1 and low <= t <= high
+            told = both if guided else conditioning
+            x_in = torch.cat([x, x]) if guided else x
+            times = torch.full((len(x_in),), t, device=x.device, dtype=numbers)
+            predicted = self._velocity(full_precision(self(x_in, times, told)), x_in, times.view(-1, 1, 1, 1))
+            if not guided:
+                return predicted
+            conditional, free = predicted.chunk(2)
+            return guide(conditional, free, strength)
+
+        edges = torch.tensor(step_times(self.steps if steps is None else steps), dtype=torch.float64)
+        times = shift_times(edges, self.shift_of(noise)).tolist()
+        if self.method == "euler":
+            return euler(velocity, noise.to(numbers), times)
+        # A velocity that is made of predicted data is not defined at t = 1: the last step stays Euler's.
+        heun_steps = len(times) - 1 if self.prediction == "data" else len(times)
+        return euler(velocity, heun(velocity, noise.to(numbers), times[:heun_steps]), times[heun_steps - 1 :])
+
+    def shift_of(self, latents: Tensor) -> float:
+        """The shift of the times for latents (B, C, h, w)."""
+        if self.shift != "auto":
+            return float(self.shift)
+        return max(1.0, dimension_shift(math.prod(latents.shape[1:])))
+
+    def _velocity(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return data_to_velocity(predicted, x_t, t) if self.prediction == "data" else predicted
+
+
+def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
+    """Both batches as one."""
+
+    def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    return Conditioning(
+        torch.cat([first.vector, second.vector]), join(first.tokens, second.tokens), join(first.mask, second.mask)
+    )

@@ -1,0 +1,103 @@
+"""Self-attention over a grid of tokens with rotary positions, cross-attention, and a gated MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from uniflow.layers.adaln import zero_linear
+
+
+def rotary_angles(grid: tuple[int, int], head_dim: int, device: torch.device) -> Tensor:
+    """Angles of axial rotary position embeddings (arXiv 2104.09864), (h w, head_dim / 2), float32.
+
+    The first half of the angles turns by the row, the second by the column, with frequencies 100^(-k / (head_dim / 4)):
+    grids have tens of positions, not thousands.
+
+    Raises:
+        ValueError: if `head_dim` is not a multiple of 4.
+    """
+    if head_dim % 4:
+        raise ValueError(f"rotary positions need heads of a multiple of 4 channels, got {head_dim}")
+    frequencies = 100.0 ** (-torch.arange(head_dim // 4, device=device, dtype=torch.float32) / (head_dim // 4))
+    rows, columns = (torch.arange(side, device=device, dtype=torch.float32)[:, None] * frequencies for side in grid)
+    both = torch.cat([rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)], dim=-1)
+    return both.flatten(0, 1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (x_k, x_{k + d/2}) of (..., N, d) by angles (N, d / 2)."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
+class GridAttention(nn.Module):
+    """Self-attention with normalised queries and keys (RMSNorm, arXiv 2302.05442) and rotary positions.
+
+    Args:
+        width: channels.
+        num_heads: divides `width`.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm_q, self.norm_k = (nn.RMSNorm(width // num_heads, eps=1e-6) for _ in range(2))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """Tokens (B, N, width) and their angles (N, head_dim / 2) -> (B, N, width)."""
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
+        q, k = (rotate(norm(x), angles).to(v.dtype) for norm, x in ((self.norm_q, q), (self.norm_k, k)))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to those of a condition; its output starts at zero.
+
+    Args:
+        width: channels of the tokens.
+        context_width: channels of the condition's tokens.
+        num_heads: divides `width`.
+    """
+
+    def __init__(self, width: int, context_width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(context_width, 2 * width)
+        self.norm_q, self.norm_k = (nn.RMSNorm(width // num_heads, eps=1e-6) for _ in range(2))
+        self.proj = zero_linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens (B, N, width), context (B, T, context_width) and its mask (B, T), True where a token is."""
+        q = rearrange(self.q(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
+        k, v = rearrange(self.kv(context), "b t (two heads d) -> two b heads t d", two=2, heads=self.num_heads)
+        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        allowed = None if mask is None else mask[:, None, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): W3 (silu(W1 x) * W2 x), as large as a plain MLP of ratio `mlp_ratio`.
+
+    Args:
+        width: channels.
+        mlp_ratio: hidden channels of the plain MLP over `width`.
+    """
+
+    def __init__(self, width: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = max(8, round(width * mlp_ratio * 2 / 3 / 8) * 8)
+        self.gate_and_value = nn.Linear(width, 2 * hidden)
+        self.proj = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.proj(F.silu(gate) * value)

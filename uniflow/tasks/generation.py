@@ -1,0 +1,232 @@
+"""Training a generator of latents: a frozen tokenizer, a condition and a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from uniflow.conditions import Condition, NoCondition
+from uniflow.core.numbers import NonNegativeFloat
+from uniflow.core.pixels import to_unit_range
+from uniflow.core.specs import ConditionSpec, LatentSpec
+from uniflow.evaluation.generated import GeneratedImages, judge_generated
+from uniflow.evaluation.probing import validation_features
+from uniflow.generators import DiT, Generator, LatentGenerator
+from uniflow.generators.model import check_tokenizer, decode_latents
+from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for
+from uniflow.metrics.features import weights_hash
+from uniflow.sharding.shard import full_state_dict
+from uniflow.tasks.base import Stage, Task
+from uniflow.tokenizer import Tokenizer
+from uniflow.training.trainer import data_of, is_dry_run
+
+GeneratorFactory = Callable[[LatentSpec, ConditionSpec], LatentGenerator]
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+class GenerationTask(Task):
+    """Trains a generator of normalised latents; the run leaves `RUN/generator`.
+
+    Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the condition reads. The tokenizer
+    is frozen and outside the module tree. Validation logs `val/flow`, the loss at five fixed times with noise of each
+    image's own. `uniflow test` generates an image for the condition of each test image, and logs for each of
+    `eval_guidance` what `judge_generated` gives; the second strength of guidance has the suffix `_gSTRENGTH`.
+
+    Args:
+        tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or its name on the hub.
+        generator: makes the network from the specs of latents and condition.
+        condition: makes the condition.
+        eval_guidance: strengths of guidance that the test judges.
+        judge: makes the extractor of the features that the test compares.
+        **task: `optimizer`, `lr_schedule` and the others of `Task`.
+
+    Raises:
+        ValueError: if the tokenizer has no latent statistics.
+    """
+
+    monitor = ("val/flow", "min")
+
+    def __init__(
+        self,
+        tokenizer: str,
+        generator: GeneratorFactory = DiT,
+        condition: Callable[[], Condition] = NoCondition,
+        eval_guidance: Sequence[NonNegativeFloat] = (1.0,),
+        judge: Callable[[], FeatureExtractor] = EncoderFeatures,
+        **task: Any,
+    ) -> None:
+        super().__init__(**task)
+        self._path, self._make_network, self._make_condition = tokenizer, generator, condition
+        self.eval_guidance, self._make_judge = list(eval_guidance), judge
+        self._averages = Averages()
+        self.grid: tuple[int, int] | None = None
+        self._reported: dict[str, Any] = {}
+
+    tokenizer: Tokenizer
+
+    def build(self) -> None:
+        tokenizer = Tokenizer.from_pretrained(self._path)
+        check_tokenizer(tokenizer, f"{type(self).__name__}.tokenizer {self._path}")
+        object.__setattr__(self, "tokenizer", tokenizer.requires_grad_(False).eval())
+        self.condition = self._make_condition()
+        self.network = self._make_network(tokenizer.bottleneck.spec, self.condition.spec)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["tokenizer_hash"] = weights_hash(self.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("tokenizer_hash") != weights_hash(self.tokenizer):
+            raise ValueError(
+                f"the checkpoint's generator was trained on the latents of another tokenizer than {self._path}"
+            )
+
+    def parts(self) -> Iterator[nn.Module]:
+        yield self.network
+        yield self.condition
+
+    @property
+    def generator(self) -> Generator:
+        """The model as it is now; it shares its parts with this task."""
+        if self.grid is None:
+            raise ValueError("the grid of the latents is not known before the first batch")
+        return Generator(self.tokenizer, self.network, self.condition, self.grid)
+
+    @torch.no_grad()
+    def latents(self, images: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) of images (B, 3, H, W)."""
+        latents = self.tokenizer.encode(images, normalize=True)
+        self.grid = (latents.shape[-2], latents.shape[-1])
+        return latents
+
+    def values(self, batch: dict[str, Any]) -> Any:
+        """What the condition reads of a batch; None if it reads nothing.
+
+        Raises:
+            ValueError: if the batch lacks it.
+        """
+        field = self.condition.field
+        if field is not None and field not in batch:
+            raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have")
+        return None if field is None else batch[field]
+
+    def example_batch(self, images: Tensor) -> dict[str, Any]:
+        field, values = self.condition.field, self.condition.example(len(images))
+        return {"image": images} | ({} if field is None else {field: values})
+
+    def on_fit_start(self) -> None:
+        self.tokenizer.to(self.device)
+        self.condition.check_data(data_of(self.trainer))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        latents = self.latents(batch["image"])
+        # Once for each sample, whatever the generator does with it.
+        dropped = torch.rand(len(latents), device=latents.device) < self.condition.dropout
+        losses = self.network.loss(latents, self.condition(self.values(batch), dropped))
+        total = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({f"train/{name}": loss for name, loss in losses.items()})
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        self.tokenizer.to(self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        latents = self.latents(batch["image"])
+        conditioning = self.condition(
+            self.values(batch), torch.zeros(len(latents), dtype=torch.bool, device=self.device)
+        )
+        noise = noise_for(image_digests(batch["image"]), tuple(latents.shape[1:])).to(latents.device)  # type: ignore[arg-type]
+        for time in VALIDATION_TIMES:
+            times = torch.full((len(latents),), time, device=latents.device)
+            losses = self.network.validation_loss(latents, noise, times, conditioning)
+            for name, loss in losses.items():
+                self._averages.update(f"val/{name}", loss, count=len(latents))
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self._averages.compute().items():
+            self.log(name, value, rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        self.tokenizer.to(self.device)
+        self._judged = GeneratedImages(self._make_judge())
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        images = {"real": to_unit_range(batch["image"])}
+        self.latents(batch["image"])  # sets the grid
+        for guidance in self.eval_guidance:
+            images[self._suffix(guidance)] = self.generate(batch, guidance)
+        self._judged.update(images, batch.get("label"))
+
+    def on_test_epoch_end(self) -> None:
+        features, labels = self._judged.gather()
+        extractor = self._judged.extractor
+        held_out = validation_features(
+            self.trainer, lambda batch: {"features": extractor(to_unit_range(batch["image"]))}, len(features["real"])
+        )
+        for name, value in judge_generated(features, labels, held_out, extractor.name).items():
+            self.log(f"test/{name}", value, rank_zero_only=True)
+        self._reported = {
+            "generation/images": len(features["real"]),
+            "generation/guidance": self.eval_guidance,
+            "generation/judge": extractor.identity(),
+        }
+
+    def report(self) -> dict[str, Any]:
+        return self._reported
+
+    def _suffix(self, guidance: float) -> str:
+        return "" if guidance == self.eval_guidance[0] else f"_g{guidance:g}"
+
+    def generate(self, batch: dict[str, Any], guidance: float) -> Tensor:
+        """An image for the condition of each of a batch, (B, 3, H, W) in [0, 1], float32; noise of each image's own."""
+        digests = image_digests(batch["image"])
+        numbers = [int(digest, 16) for digest in digests]
+        assert self.grid is not None
+        noise = noise_for(digests, (self.network.latent.channels, *self.grid), seed=1).to(self.device)
+        keep = torch.zeros(len(digests), dtype=torch.bool, device=self.device)
+        conditioning, nothing = self.condition(self.values(batch), keep), self.condition(None, ~keep)
+        latents = self.network.sample(noise, conditioning, nothing, guidance=guidance)
+        height, width = batch["image"].shape[-2:]
+        return decode_latents(self.tokenizer, latents, numbers, 0)[..., :height, :width]
+
+    def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
+        """Real images, and one generated for the condition of each, for each of `eval_guidance`."""
+        few: dict[str, Any] = {key: v[:count] for key, v in batch.items() if isinstance(v, Tensor | list)}
+        self.latents(few["image"])
+        rows = {"real": to_unit_range(few["image"])}
+        for guidance in self.eval_guidance:
+            rows[f"generated, guidance {guidance:g}"] = self.generate(few, guidance)
+        return rows
+
+    def stages(self, images: Tensor) -> Iterator[Stage]:
+        results: dict[str, Tensor] = {}
+
+        def encode() -> None:
+            results["latents"] = self.tokenizer.encode(images)
+
+        def generate() -> None:
+            dropped = torch.ones(len(images), dtype=torch.bool, device=images.device)
+            self.network.loss(results["latents"], self.condition(None, dropped))
+
+        yield Stage("tokenizer", [self.tokenizer.encoder, self.tokenizer.bottleneck], encode, in_graph=False)
+        yield Stage("generator", [self.network, self.condition], generate)
+
+    def on_fit_end(self) -> None:
+        if is_dry_run(self.trainer) or self.grid is None:
+            return
+        weights = {
+            f"{prefix}.{name}": value
+            for prefix, part in (("network", self.network), ("condition", self.condition))
+            for name, value in full_state_dict(part).items()
+        }
+        if self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir) / "generator"
+            self.generator.save_pretrained(folder, weights)
+            rank_zero_info(f"the generator: {folder}; make images with: uniflow sample --generator {folder}")

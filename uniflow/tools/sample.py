@@ -1,0 +1,114 @@
+"""`uniflow sample`: images of a trained generator, as a grid, as files, and as an array for evaluation suites."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from uniflow.core.atomic import replacing
+from uniflow.core.pixels import to_uint8
+from uniflow.generators import Generator
+from uniflow.pictures.drawing import rows_to_grid, save_picture
+from uniflow.tools.common import check_numbers, pick_device
+
+IN_GRID = 64  # images
+
+
+def sample(
+    *,
+    generator: Path,
+    classes: str | None = None,
+    count: int | None = None,
+    out: Path = Path("samples"),
+    npz: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    batch_size: int = 64,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Make images, OUT/000000.png and so on, and OUT/grid.png of the first ones.
+
+    An image depends on the seed, its number and its condition alone: neither the batch size nor the number of processes
+    changes it. Started by torchrun, each process makes its share.
+
+    Args:
+        generator: the folder RUN/generator.
+        classes: numbers of classes with commas between them, such as 1,2; image i shows the class at i modulo their
+            number. Without it nothing is said about the images.
+        count: how many images. Default: one for each class, 16 without classes.
+        out: folder for the images.
+        npz: also write all images into this file, `arr_0` uint8 (N, H, W, 3), as the ADM evaluation suite reads them;
+            with one process only.
+        seed: of the noise.
+        steps: sampler steps; the generator's own by default.
+        guidance: strength of guidance; 1 is none; the generator's own by default.
+        batch_size: images at a time.
+        device: where to run; auto is a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: if there is no such generator.
+        ValueError: if a number or a class is out of range.
+    """
+    words = [word.strip() for word in classes.split(",")] if classes else []
+    total = count if count is not None else len(words) or 16
+    check_numbers(batch_size=batch_size, steps=[] if steps is None else [steps])
+    if total < 1 or seed < 0:
+        raise ValueError(f"--count must be at least 1 and --seed at least 0, got {total} and {seed}")
+    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if npz is not None and processes > 1:
+        raise ValueError("--npz holds all images: make it with one process")
+    if npz is not None and npz.suffix != ".npz":
+        raise ValueError(f"--npz must end in .npz, got {npz}")
+    model = Generator.from_pretrained(generator).to(pick_device(device))
+    values = None
+    if words:
+        parsed = model.condition.parse(words)
+        values = [parsed[number % len(words)] for number in range(total)]
+    share = range(rank * total // processes, (rank + 1) * total // processes)
+    options = {"seed": seed, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+    made = _write(_batches(model, values, share, options), out, keep=npz is not None)
+    if rank == 0:
+        _write_grid(made[:IN_GRID], out / "grid.png", len(words))
+    if npz is not None:
+        arrays = np.stack([image.permute(1, 2, 0).numpy() for image in made])
+        with replacing(npz) as new, open(new, "wb") as file:
+            np.savez(file, arrays)
+    print(f"{len(share)} images: {out}" + (f"; {npz}" if npz is not None else ""))
+
+
+def _batches(model: Generator, values: Any, share: range, options: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
+    """Number of the first image, and images (B, 3, H, W) uint8, batch by batch."""
+    size = options["batch_size"]
+    for begin in range(share.start, share.stop, size):
+        end = min(begin + size, share.stop)
+        chosen = None if values is None else torch.stack(values[begin:end])
+        yield begin, to_uint8(model.sample(chosen, end - begin, first=begin, **options))
+
+
+def _write(batches: Iterator[tuple[int, Tensor]], out: Path, keep: bool) -> list[Tensor]:
+    """Write the images as they come; those for the grid, or all, are returned."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept: list[Tensor] = []
+    for begin, images in batches:
+        for number, image in enumerate(images, start=begin):
+            with replacing(out / f"{number:06d}.png") as new:
+                to_pil_image(image).save(new, "PNG")
+        room = len(images) if keep else max(0, IN_GRID - len(kept))
+        kept += list(images[:room])
+    return kept
+
+
+def _write_grid(images: list[Tensor], path: Path, classes: int) -> None:
+    """One column for each class where there are a few, else a square."""
+    columns = classes if 1 < classes <= len(images) and classes <= 16 else max(1, round(len(images) ** 0.5))
+    whole = torch.stack(images).float() / 255
+    rows = [row for row in whole.split(columns) if len(row) == columns]
+    save_picture(rows_to_grid(rows), path)
