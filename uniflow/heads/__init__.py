@@ -2,16 +2,23 @@
 
 from uniflow.heads.base import Head
 from uniflow.heads.dense import ColorHead, DenseHead, DepthHead, MaskHead
-from uniflow.heads.label import LabelHead
+from uniflow.heads.label import ClassificationHead, LabelHead
+from uniflow.heads.sweep import AttentiveProbeHead, LinearSweepHead, SweepHead
 from uniflow.heads.unsupervised import PatchHead, TeacherHead
+from uniflow.heads.zero_shot import ZeroShotHead
 
 __all__ = [
+    "AttentiveProbeHead",
+    "ClassificationHead",
     "ColorHead",
     "DenseHead",
     "DepthHead",
     "Head",
     "LabelHead",
+    "LinearSweepHead",
     "MaskHead",
     "PatchHead",
+    "SweepHead",
     "TeacherHead",
+    "ZeroShotHead",
 ]
