@@ -1,4 +1,4 @@
-"""Sweeps of probes: which candidates there are, how each is trained, which one is picked, and what a test sees of it."""
+"""Sweeps of probes: which candidates there are, how each is trained, which is picked, and what a test sees of it."""
 
 from functools import partial
 
