@@ -122,6 +122,7 @@ def plain(value: Any) -> Any:
 # Part or data module -> what makes it tiny; only what its class takes is used.
 TINY = {
     "model.encoder": {"weights": None, "embed_dim": 16, "depth": 4, "num_heads": 2, "gradient_checkpointing": False},
+    "model.source.encoder": {"weights": None, "embed_dim": 16, "depth": 4, "num_heads": 2},
     "model.decoder": {
         "width": 32,
         "min_width": 32,

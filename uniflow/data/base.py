@@ -27,6 +27,7 @@ from uniflow.data.sampler import EvaluationSampler, SampleIndex, TrainSampler
 from uniflow.data.skipped import SkipLog
 
 SPLITS = ("train", "val", "test")
+PLAIN_TRAIN = "plain train"  # the training samples as in evaluation
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -156,6 +157,17 @@ class ImageDataModule(LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader:
         """Every test sample once, over all processes."""
         return self._evaluation_loader("test")
+
+    def plain_train_dataloader(self) -> DataLoader:
+        """Every training sample once, over all processes, as in evaluation: what k-NN and the like are fitted on."""
+        if PLAIN_TRAIN not in self.datasets:
+            self._dataset("train")  # makes those of all splits
+            self.datasets[PLAIN_TRAIN] = self.make_plain_train_dataset()
+        return self._evaluation_loader(PLAIN_TRAIN)
+
+    def make_plain_train_dataset(self) -> Dataset:
+        """The training samples without augmentation; a subclass whose `make_dataset` augments overrides this."""
+        return self.make_dataset("train")
 
     def predict_dataloader(self) -> DataLoader:
         """The test samples."""

@@ -277,7 +277,7 @@ def _model_class(config: Any, family: Family) -> Any:
 
 def _load(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:
     """Model and report of transformers' own loader, which knows the key formats of its earlier versions."""
-    with _quiet():
+    with quiet():
         return cls.from_pretrained(
             None,
             config=config,
@@ -289,7 +289,7 @@ def _load(cls: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[Any, dict[
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bar and no table of keys: what does not fit is reported as an error."""
     from transformers.utils import logging
 

@@ -34,7 +34,8 @@ class ChosenImages:
             keys: of its B images, see `image_keys`.
             features: tensors (B, ...) by name; always the same names.
         """
-        smallest = set(sorted({*self._rows, *keys})[: self.limit])
+        fed = {*self._rows, *keys}
+        smallest = fed if len(fed) <= self.limit else set(sorted(fed)[: self.limit])
         for key in self._rows.keys() - smallest:
             del self._rows[key]
         new = {key: row for row, key in enumerate(keys) if key in smallest and key not in self._rows}

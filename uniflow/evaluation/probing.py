@@ -27,7 +27,6 @@ def pooled(output: EncoderOutput) -> Tensor:
     return full_precision(output.hidden_states[-1]).mean(dim=1)
 
 
-@torch.no_grad()
 def validation_features(
     trainer: Trainer, features_of: Callable[[dict[str, Any]], Mapping[str, Tensor]], limit: int
 ) -> dict[str, Tensor]:
@@ -42,14 +41,44 @@ def validation_features(
         As `ChosenImages.gather` gives them, of images that have a class; without features if there are none.
     """
     data = data_of(trainer)
-    chosen = ChosenImages(limit)
+    loaders: Any = []
     if has_split(data, "val"):
         data.setup("validate")  # a test run may have set up the test split only
-        for batch in _batches(data.val_dataloader()):
-            batch = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
-            with trainer.precision_plugin.forward_context():
-                features = features_of(batch)
-            chosen.update(image_keys(batch), features)
+        loaders = data.val_dataloader()
+    return _collect(trainer, loaders, features_of, limit)
+
+
+def train_features(
+    trainer: Trainer, features_of: Callable[[dict[str, Any]], Mapping[str, Tensor]], limit: int
+) -> dict[str, Tensor]:
+    """As `validation_features`, of the training images, each once and without augmentation.
+
+    Raises:
+        ValueError: if the data module has no `plain_train_dataloader`, or no training image has a class.
+    """
+    data = data_of(trainer)
+    if not hasattr(data, "plain_train_dataloader"):
+        raise ValueError(
+            f"k-NN and logistic regression are fitted on the training images without augmentation, which "
+            f"{type(data).__name__} does not give (`plain_train_dataloader`); set neighbours to [] and logistic_l2 to "
+            "null to leave them out"
+        )
+    found = _collect(trainer, data.plain_train_dataloader(), features_of, limit)
+    if not len(found["label"]):
+        raise ValueError("k-NN and logistic regression: no training image has a class (an integer `label` from 0)")
+    return found
+
+
+@torch.no_grad()
+def _collect(
+    trainer: Trainer, loaders: Any, features_of: Callable[[dict[str, Any]], Mapping[str, Tensor]], limit: int
+) -> dict[str, Tensor]:
+    chosen = ChosenImages(limit)
+    for batch in _batches(loaders):
+        batch = {**batch, "image": batch["image"].to(trainer.strategy.root_device)}
+        with trainer.precision_plugin.forward_context():
+            features = features_of(batch)
+        chosen.update(image_keys(batch), features)
     return with_classes(chosen.gather())
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -62,3 +63,15 @@ class Head(CheckedNumbers, nn.Module, ABC):
     @abstractmethod
     def update_metrics(self, metrics: MetricCollection, prediction: Any, batch: dict[str, Any]) -> None:
         """Feed one batch to what `metrics` gave."""
+
+    def results(self, metrics: MetricCollection, stage: Literal["val", "test"]) -> dict[str, Tensor]:
+        """The numbers of one evaluation by name, from what `update_metrics` fed; called once, by all processes."""
+        return metrics.compute()
+
+    def report(self) -> dict[str, Any]:
+        """What RUN/test_results.json says of the head besides its numbers, as NAME/KEY; for JSON."""
+        return {}
+
+    def lr_multiplier(self, name: str, step_images: Callable[[], int]) -> float:
+        """Factor on the learning rate of the head's parameter `name`, `step_images()` gives the images of a step."""
+        return 1.0

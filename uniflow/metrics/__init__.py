@@ -6,10 +6,10 @@ from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures
 from uniflow.metrics.identity import image_digests, noise_for
 from uniflow.metrics.perceptual import LPIPS
-from uniflow.metrics.probe import linear_probe, linear_psnr
+from uniflow.metrics.probe import LogisticRegression, linear_probe, linear_psnr
 from uniflow.metrics.protocol import Evaluation, ReconstructionProtocol, fingerprint
 from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, patch_means, psnr, ssim
-from uniflow.metrics.similarity import knn_accuracy, leave_one_out_knn_accuracy, linear_cka
+from uniflow.metrics.similarity import NearestNeighbours, knn_accuracy, leave_one_out_knn_accuracy, linear_cka
 from uniflow.metrics.slices import STATISTICS, image_statistics, slice_means
 from uniflow.metrics.table import write_table
 
@@ -24,7 +24,9 @@ __all__ = [
     "Evaluation",
     "FeatureExtractor",
     "InceptionFeatures",
+    "LogisticRegression",
     "Moments",
+    "NearestNeighbours",
     "ReconstructionProtocol",
     "cmmd",
     "fingerprint",

@@ -9,8 +9,6 @@ from torch import Tensor
 from uniflow.core.pixels import to_unit_range
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()
 def linear_probe(
     train_features: Tensor,
     train_labels: Tensor,
@@ -20,9 +18,7 @@ def linear_probe(
     l2: float = 1e-3,
     iterations: int = 200,
 ) -> float:
-    """Accuracy of multinomial logistic regression on standardised features.
-
-    Fitted to convergence by L-BFGS in float64 from zero, so that there is no learning rate to tune and no seed.
+    """Accuracy of `LogisticRegression`, fitted on one set and scored on another.
 
     Args:
         train_features: (N, D), any float type.
@@ -38,16 +34,53 @@ def linear_probe(
     Raises:
         ValueError: if a split is empty or features and labels differ in number.
     """
-    for name, features, labels in (("train", train_features, train_labels), ("test", test_features, test_labels)):
-        if len(features) != len(labels) or not len(features):
-            raise ValueError(f"the probe's {name} split has {len(features)} features and {len(labels)} labels")
-    x, x_test = train_features.double(), test_features.double()
-    mean, std = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-6)
-    x, x_test = (x - mean) / std, (x_test - mean) / std
-    y = train_labels.long().clone()  # labels from a test loop are inference tensors, which autograd refuses
-    classes = int(max(int(y.max()), int(test_labels.max()))) + 1
-    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
+    _check("train", train_features, train_labels)
+    _check("test", test_features, test_labels)
+    classes = int(max(int(train_labels.max()), int(test_labels.max()))) + 1
+    classifier = LogisticRegression(train_features, train_labels, classes, l2=l2, iterations=iterations)
+    predicted = classifier.logits(test_features).argmax(dim=1)
+    return float((predicted == test_labels.to(predicted.device)).double().mean())
+
+
+class LogisticRegression:
+    """Multinomial logistic regression on standardised features.
+
+    Fitted to convergence by L-BFGS in float64 from zero, so that there is no learning rate to tune and no seed. The
+    loss is the mean cross entropy plus `l2` times the squared norm of the matrix: scikit-learn's with
+    C = 1 / (2 N `l2`).
+
+    Args:
+        features: (N, D), any float type.
+        labels: (N,), integers from 0 to `num_classes` - 1.
+        num_classes: number of classes.
+        l2: weight of the squared norm of the classifier's matrix.
+        iterations: at most this many L-BFGS iterations.
+
+    Raises:
+        ValueError: if there are no features, or features and labels differ in number.
+    """
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, num_classes: int, *, l2: float = 1e-3, iterations: int = 200
+    ) -> None:
+        _check("train", features, labels)
+        x = features.double()
+        self._mean, self._std = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-6)
+        self._weight, self._bias = _fit((x - self._mean) / self._std, labels, num_classes, l2, iterations)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of features (M, D), float64 (M, num_classes)."""
+        return F.linear((features.double() - self._mean) / self._std, self._weight, self._bias)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _fit(x: Tensor, labels: Tensor, num_classes: int, l2: float, iterations: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of logistic regression on standardised features, float64."""
+    # Tensors from a test loop are inference tensors, which autograd refuses.
+    x, y = x.clone(), labels.long().clone()
+    weight = torch.zeros(num_classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=x.dtype, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -57,8 +90,12 @@ def linear_probe(
         return loss
 
     optimizer.step(closure)
-    predicted = F.linear(x_test, weight.detach(), bias.detach()).argmax(dim=1)
-    return float((predicted == test_labels.to(predicted.device)).double().mean())
+    return weight.detach(), bias.detach()
+
+
+def _check(split: str, features: Tensor, labels: Tensor) -> None:
+    if len(features) != len(labels) or not len(features):
+        raise ValueError(f"the probe's {split} split has {len(features)} features and {len(labels)} labels")
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -110,19 +112,57 @@ def _vote(
     if k < 1 or not temperature > 0:
         raise ValueError(f"k-NN needs k >= 1 and a temperature above 0, got {k} and {temperature}")
     classes, numbers = train_labels.unique(return_inverse=True)
-    x, queries = F.normalize(train_features.double(), dim=1), F.normalize(features.double(), dim=1)
-    k = min(k, len(x) - leave_one_out)
-    predicted = []
-    for start in range(0, len(queries), _CHUNK):
-        # Rounded, because equal neighbours get similarities that differ in the last digit.
-        similarity = (queries[start : start + _CHUNK] @ x.T).round(decimals=12)
-        if leave_one_out:
-            rows = torch.arange(len(similarity), device=similarity.device)
-            similarity[rows, start + rows] = -torch.inf
+    neighbours = NearestNeighbours(train_features, numbers, len(classes), temperature)
+    [votes] = neighbours.votes(features, [k], leave_one_out=leave_one_out)
+    return classes[votes.argmax(dim=1)]
+
+
+class NearestNeighbours:
+    """The classifier of `knn_accuracy`, fitted once and asked as often as one likes.
+
+    Args:
+        features: (N, D), N >= 1, any float type.
+        labels: (N,), integers from 0 to `num_classes` - 1.
+        num_classes: number of classes.
+        temperature: above 0.
+
+    Raises:
+        ValueError: if there are no features, features and labels differ in number, or the temperature is not positive.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07) -> None:
+        _check("train", features, labels, 1)
+        if not temperature > 0:
+            raise ValueError(f"k-NN needs a temperature above 0, got {temperature}")
+        self._known, self._labels = F.normalize(features.double(), dim=1), labels
+        self.num_classes, self.temperature = num_classes, temperature
+
+    def votes(self, features: Tensor, ks: Sequence[int], *, leave_one_out: bool = False) -> list[Tensor]:
+        """The votes for each class, float64 (M, num_classes), for each number of neighbours in `ks`.
+
+        Args:
+            features: (M, D); with `leave_one_out` those of the constructor, of which each is left out for itself.
+            ks: numbers of neighbours; all there are if there are fewer.
+            leave_one_out: whether a feature does not vote for itself.
+
+        Raises:
+            ValueError: if a k is not positive.
+        """
+        if min(ks) < 1:
+            raise ValueError(f"k-NN needs k >= 1, got {min(ks)}")
+        queries, parts = F.normalize(features.double(), dim=1), []
+        for start in range(0, len(queries), _CHUNK):
+            # Rounded, because equal neighbours get similarities that differ in the last digit.
+            similarity = (queries[start : start + _CHUNK] @ self._known.T).round(decimals=12)
+            if leave_one_out:
+                rows = torch.arange(len(similarity), device=similarity.device)
+                similarity[rows, start + rows] = -torch.inf
+            parts.append([self._count(similarity, min(k, len(self._known) - leave_one_out)) for k in ks])
+        return [torch.cat(votes) for votes in zip(*parts, strict=True)]
+
+    def _count(self, similarity: Tensor, k: int) -> Tensor:
         least = similarity.topk(k, dim=1).values[:, -1:]
         voters = int((similarity >= least).sum(dim=1).max())
         nearest, index = similarity.topk(voters, dim=1)
-        weights = ((nearest - nearest[:, :1]) / temperature).exp() * (nearest >= least)
-        votes = weights.new_zeros(len(weights), len(classes)).scatter_add_(1, numbers[index], weights)
-        predicted.append(classes[votes.argmax(dim=1)])
-    return torch.cat(predicted)
+        weights = ((nearest - nearest[:, :1]) / self.temperature).exp() * (nearest >= least)
+        return weights.new_zeros(len(weights), self.num_classes).scatter_add_(1, self._labels[index], weights)

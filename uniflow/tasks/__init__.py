@@ -1,6 +1,7 @@
 """Tasks: one LightningModule for each problem."""
 
 from uniflow.tasks.base import Task
+from uniflow.tasks.classification import ClassificationTask
 from uniflow.tasks.detection import DetectionTask
 from uniflow.tasks.features import FeatureTask
 from uniflow.tasks.generation import GenerationTask
@@ -8,4 +9,13 @@ from uniflow.tasks.pretraining import Pretraining
 from uniflow.tasks.tokenizer import TokenizerTask
 from uniflow.training.optimizers import FusedAdamW
 
-__all__ = ["DetectionTask", "FeatureTask", "FusedAdamW", "GenerationTask", "Pretraining", "Task", "TokenizerTask"]
+__all__ = [
+    "ClassificationTask",
+    "DetectionTask",
+    "FeatureTask",
+    "FusedAdamW",
+    "GenerationTask",
+    "Pretraining",
+    "Task",
+    "TokenizerTask",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -20,7 +20,7 @@ from uniflow.layers.cpu import fuse_attention
 from uniflow.layers.precision import full_precision, without_autocast
 from uniflow.metrics import Averages
 from uniflow.tasks.base import Stage, Task
-from uniflow.training.trainer import data_of, is_dry_run
+from uniflow.training.trainer import data_of, is_dry_run, step_images
 
 HeadFactory = Callable[[FeatureSpec], Head]
 
@@ -31,7 +31,7 @@ class FeatureTask(Task):
     A frozen source is outside the module tree: neither the optimizer nor checkpoints hold it, and it runs in
     evaluation mode without gradients. Logs `train/NAME`, `val/NAME` and `test/NAME` for the loss of each head, and the
     heads' metrics as `val/METRIC` and `test/METRIC`. Of two heads of a kind the second is called NAME_2, and its
-    metrics are `val/NAME_2_METRIC`.
+    metrics are `val/NAME_2_METRIC`; of heads of two kinds with a metric of one name, the second's is `val/NAME_METRIC`.
 
     Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the heads need.
 
@@ -124,7 +124,7 @@ class FeatureTask(Task):
         for name, head in self.named_heads(labelled):
             # Losses are computed in float32 whatever the precision of the source's pass is.
             with without_autocast(self.device):
-                parts = head.losses(head(_exact(features)), batch)
+                parts = head.losses(head(exact(features)), batch)
             losses |= {f"{name}_{part}" if part else name: head.weight * loss for part, loss in parts.items()}
         return losses
 
@@ -166,11 +166,21 @@ class FeatureTask(Task):
             for classifier, accuracies in classify(fitted_on, scored_on).items():
                 self.log(f"test/{classifier}", accuracies["features"], rank_zero_only=True)
 
+    def report(self) -> dict[str, Any]:
+        return {f"{name}/{key}": value for name, head in self.named_heads() for key, value in head.report().items()}
+
+    def lr_multiplier(self, name: str) -> float:
+        room, _, rest = name.partition(".")
+        if room != "heads":
+            return super().lr_multiplier(name)
+        key, _, parameter = rest.partition(".")
+        return dict(self.named_heads())[key].lr_multiplier(parameter, lambda: step_images(self._trainer))
+
     def stages(self, images: Tensor) -> Iterator[Stage]:
         batch, results = self.example_batch(images), {}
 
         def extract() -> None:
-            results["features"] = _exact(self.features(batch["image"]))
+            results["features"] = exact(self.features(batch["image"]))
 
         yield Stage("source", [self.backbone], extract, in_graph=self.tune_source)
         for name, head in self.named_heads():
@@ -188,27 +198,33 @@ class FeatureTask(Task):
         self._source_to_device()
         self._metrics = {name: head.metrics().to(self.device) for name, head in self.named_heads()}
 
-    def _evaluate(self, batch: dict[str, Any], stage: str) -> EncoderOutput:
+    def _evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> EncoderOutput:
         features = self.features(batch["image"])
-        exact = _exact(features)
+        inputs = exact(features)
         for name, head in self.named_heads():
             with without_autocast(self.device):
-                prediction = head(exact)
+                prediction = head(inputs)
                 loss = head.weight * head.loss(prediction, batch)
                 head.update_metrics(self._metrics[name], prediction, batch)
             self._averages.update(f"{stage}/{name}", loss, count=len(batch["image"]))
+        self.evaluated(features, batch, stage)
         return features
 
-    def _log_evaluation(self, stage: str) -> None:
+    def evaluated(self, features: EncoderOutput, batch: dict[str, Any], stage: Literal["val", "test"]) -> None:
+        """Called with the features of each batch that the heads were evaluated on; nothing by default."""
+
+    def _log_evaluation(self, stage: Literal["val", "test"]) -> None:
         for name, value in self._averages.compute().items():
             self.log(name, value, rank_zero_only=True)
+        taken: set[str] = set()
         for name, head in self.named_heads():
-            prefix = "" if name == head.name else f"{name}_"
-            for metric, value in self._metrics.pop(name).compute().items():
-                self.log(f"{stage}/{prefix}{metric}", float(value), rank_zero_only=True)
+            for metric, result in head.results(self._metrics.pop(name), stage).items():
+                full = metric if name == head.name and metric not in taken else f"{name}_{metric}"
+                taken.add(full)
+                self.log(f"{stage}/{full}", float(result), rank_zero_only=True)
 
 
-def _exact(features: EncoderOutput) -> EncoderOutput:
+def exact(features: EncoderOutput) -> EncoderOutput:
     """What heads read, in float32 at least."""
     states, prefixes = (
         tuple(full_precision(tensor) for tensor in part) for part in (features.hidden_states, features.prefix_tokens)

@@ -42,3 +42,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for child, mode in modes.items():
             child.training = mode
+
+
+def step_images(trainer: Trainer | None) -> int:
+    """Images that all processes together use for one step of the optimizer.
+
+    Raises:
+        ValueError: if the data module does not say its `batch_size`, or there is none.
+    """
+    batch_size = getattr(data_of(trainer), "batch_size", None) if trainer is not None else None
+    if trainer is None or not isinstance(batch_size, int):
+        raise ValueError("learning rates scaled by the batch need a data module with `batch_size`, images per process")
+    return batch_size * trainer.world_size * trainer.accumulate_grad_batches

@@ -78,6 +78,12 @@ class ImageFolder(CroppedImages):
 
     def make_dataset(self, split: str) -> ImageFiles:
         """The images of `split`."""
+        return self._images(split, training=split == "train")
+
+    def make_plain_train_dataset(self) -> ImageFiles:
+        return self._images("train", training=False)
+
+    def _images(self, split: str, training: bool) -> ImageFiles:
         folder, names = self.split_files()[split]
         if not names:
             raise ValueError(self._empty(split, folder))
@@ -85,7 +91,7 @@ class ImageFolder(CroppedImages):
         unknown = sorted(set(classes or []) - set(self.class_names or []))
         if unknown:
             raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
-        return ImageFiles(self, split, folder, names, classes)
+        return ImageFiles(self, split, folder, names, classes, training)
 
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
@@ -184,9 +190,15 @@ class ImageFiles(Dataset):
     """The cropped images of one split; None for a file that cannot be read."""
 
     def __init__(
-        self, module: ImageFolder, split: str, folder: Path, names: list[str], classes: list[str] | None
+        self,
+        module: ImageFolder,
+        split: str,
+        folder: Path,
+        names: list[str],
+        classes: list[str] | None,
+        training: bool,
     ) -> None:
-        self.folder, self.split = folder, split
+        self.folder, self.split, self.training = folder, split, training
         # An array of bytes, because a list of a million strings is copied into every worker page by page.
         self.names = np.array([os.fsencode(name) for name in names])
         numbers = {name: i for i, name in enumerate(module.class_names or [])}
@@ -199,21 +211,20 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, object] | None:
         name = os.fsdecode(self.names[int(index)])
-        training = self.split == "train"
         path = os.path.join(self.folder, name)  # several times faster than pathlib
         try:
-            image = read_image(path, name, self.train_crop.min_side if training else None, self.max_pixels)
+            image = read_image(path, name, self.train_crop.min_side if self.training else None, self.max_pixels)
         except ImageReadError as error:
             self.skip_log.add(self.split, path, error.reason)
             return None
-        if training:
+        if self.training:
             image = self.train_crop(image, sample_generator(self.seed, index), getattr(index, "size", None))
         else:
             image = self.eval_crop(image)
         sample: dict[str, object] = {"image": image}
         if self.targets is not None:
             sample["label"] = int(self.targets[int(index)])
-        return sample if training else sample | {"name": printable(name)}
+        return sample if self.training else sample | {"name": printable(name)}
 
 
 def name_to_unit(name: str) -> float:

@@ -90,12 +90,18 @@ class WebDataset(CroppedImages):
 
     def make_dataset(self, split: str) -> IterableDataset:
         """The stream of `split`'s samples, for this process."""
+        return self._stream(split, training=split == "train")
+
+    def make_plain_train_dataset(self) -> IterableDataset:
+        return self._stream("train", training=False)
+
+    def _stream(self, split: str, training: bool) -> IterableDataset:
         classes = len(self.class_names) if self.class_names is not None else None
         urls, strict = self.urls[split], split != "train" and not self.allow_missing
         settings: dict[str, Any] = {"image_field": self.image_field, "max_pixels": self.max_pixels}
         reader = ShardReader(split, classes, self.skip_log, strict=strict, **settings)
         process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
-        if split != "train":
+        if not training:
             counts = shard_counts(urls, reader, trust_index=strict) if self.world_size > 1 else None
             options: dict[str, Any] = {"counts": counts, "expected": [index_count(url) for url in urls], **process}
             return EvaluationShards(reader, urls, self.eval_crop, self.collate, **options)
