@@ -124,7 +124,7 @@ class FeatureTask(Task):
         for name, head in self.named_heads(labelled):
             # Losses are computed in float32 whatever the precision of the source's pass is.
             with without_autocast(self.device):
-                losses[name] = head.weight * head.loss(head(_exact(features)), batch)
+                losses[name] = head.weight * head.loss(head(exact_features(features)), batch)
         return losses
 
     def named_heads(self, labelled: bool = True) -> list[tuple[str, Head]]:
@@ -169,7 +169,7 @@ class FeatureTask(Task):
         batch, results = self.example_batch(images), {}
 
         def extract() -> None:
-            results["features"] = _exact(self.features(batch["image"]))
+            results["features"] = exact_features(self.features(batch["image"]))
 
         yield Stage("source", [self.backbone], extract, in_graph=self.tune_source)
         for name, head in self.named_heads():
@@ -189,7 +189,7 @@ class FeatureTask(Task):
 
     def _evaluate(self, batch: dict[str, Any], stage: str) -> EncoderOutput:
         features = self.features(batch["image"])
-        exact = _exact(features)
+        exact = exact_features(features)
         for name, head in self.named_heads():
             with without_autocast(self.device):
                 prediction = head(exact)
@@ -207,7 +207,7 @@ class FeatureTask(Task):
                 self.log(f"{stage}/{prefix}{metric}", float(value), rank_zero_only=True)
 
 
-def _exact(features: EncoderOutput) -> EncoderOutput:
+def exact_features(features: EncoderOutput) -> EncoderOutput:
     """What heads read, in float32 at least."""
     states, prefixes = (
         tuple(full_precision(tensor) for tensor in part) for part in (features.hidden_states, features.prefix_tokens)
