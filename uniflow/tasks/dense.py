@@ -99,6 +99,8 @@ class DenseTask(FeatureTask):
         predictions = self.predict(batch["image"])
         for name, head in self.map_heads():
             with without_autocast(self.device):
-                loss = head.weight * head.loss(predictions[name], batch)
                 head.update_metrics(self._metrics[name], predictions[name], batch)
-            self._averages.update(f"{stage}/{name}", loss, count=len(batch["image"]))
+                for row in range(len(batch["image"])):  # of each image, so that batches do not change the mean
+                    one = {field: batch[field][row : row + 1] for field in ("image", *head.labels)}
+                    loss = head.weight * head.loss(predictions[name][row : row + 1], one)
+                    self._averages.update(f"{stage}/{name}", loss, count=1)
