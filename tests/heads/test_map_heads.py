@@ -103,8 +103,8 @@ def test_settings_of_the_linear_head(setting):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"bins": 8}, {"layers": "all"}, {"class_token": True}, {"upsample": 1}, {"max_depth": 5.0},
-                {"min_depth": 3.0}]  # fmt: skip
+    "setting",
+    [{"bins": 8}, {"layers": "all"}, {"class_token": True}, {"upsample": 1}, {"max_depth": 5.0}, {"min_depth": 3.0}],
 )
 def test_settings_of_the_linear_depth_head(setting):
     plain, changed = (make(partial(LinearDepth, **{"bins": 16} | s)) for s in ({}, setting))
@@ -114,8 +114,17 @@ def test_settings_of_the_linear_depth_head(setting):
     assert float(after.max()) <= changed.max_depth
 
 
-@pytest.mark.parametrize("setting", [{"width": 16}, {"neck": (8, 8, 8, 16)}, {"readout": "add"},
-                                     {"readout": "project"}, {"max_depth": 5.0}, {"min_depth": 5.23}])  # fmt: skip
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"width": 16},
+        {"neck": (8, 8, 8, 16)},
+        {"readout": "add"},
+        {"readout": "project"},
+        {"max_depth": 5.0},
+        {"min_depth": 5.23},
+    ],
+)
 def test_settings_of_dpt(setting):
     plain, changed = (make(partial(SMALL_DPT, **s))(features()) for s in ({}, setting))
     assert not torch.allclose(plain, changed)

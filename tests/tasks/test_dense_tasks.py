@@ -135,8 +135,8 @@ class Results(Callback):
 def evaluate(path, task, data, processes=1):
     seed_everything(0, verbose=False)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
-    trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, logger=False, default_root_dir=path.parent,
-                      enable_progress_bar=False, callbacks=[Results(path)])  # fmt: skip
+    quiet = {"logger": False, "enable_progress_bar": False, "default_root_dir": path.parent}
+    trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, callbacks=[Results(path)], **quiet)
     trainer.test(task, data, verbose=False)
     return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(processes)]
 

@@ -21,8 +21,10 @@ def ramp(height=48, width=64, farthest=8000):
 
 def nyu(root):
     """The layout of BTS: lists, `sync` and `official_splits/test`; paths with and without a slash in front."""
-    lists = {"train": ("sync", "/room_1/rgb_{}.jpg /room_1/sync_depth_{}.png 518.8579", range(6)),
-             "test": ("official_splits/test", "bathroom/rgb_{}.jpg bathroom/sync_depth_{}.png 518.8579", range(2))}
+    lists = {
+        "train": ("sync", "/room_1/rgb_{}.jpg /room_1/sync_depth_{}.png 518.8579", range(6)),
+        "test": ("official_splits/test", "bathroom/rgb_{}.jpg bathroom/sync_depth_{}.png 518.8579", range(2)),
+    }
     for split, (folder, line, numbers) in lists.items():
         lines = [line.replace("{}", str(number)) for number in numbers]
         (root / folder).mkdir(parents=True)
@@ -96,11 +98,11 @@ def test_broken_depth_is_named(tmp_path, case):
 
 
 def test_lists_that_are_wrong_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match="there is no list .*nyudepthv2_train_files_with_gt.txt of images and depth"):
+    with pytest.raises(ValueError, match=r"there is no list .*nyudepthv2_train_files_with_gt.txt of images and depth"):
         module(NYUv2, tmp_path)
     nyu(tmp_path)
     (tmp_path / "mine.txt").write_text("bathroom/rgb_0.jpg\n")
-    with pytest.raises(ValueError, match="mine.txt, line 1: must be IMAGE DEPTH, got 'bathroom/rgb_0.jpg'"):
+    with pytest.raises(ValueError, match=r"mine\.txt, line 1: must be IMAGE DEPTH, got 'bathroom/rgb_0.jpg'"):
         module(NYUv2, tmp_path, test_list="mine.txt")
     with pytest.raises(ValueError, match="depth_scale must be a finite number > 0, not 0"):
         module(NYUv2, tmp_path, depth_scale=0)

@@ -190,7 +190,7 @@ def test_broken_samples_are_counted_named_and_skipped(tmp_path):
 
 
 def test_broken_samples_can_be_refused(tmp_path):
-    with pytest.raises(DataError, match="1.png: 20 x 48 pixels, .*; repair or remove it, or set broken: skip"):
+    with pytest.raises(DataError, match=r"1\.png: 20 x 48 pixels, .*; repair or remove it, or set broken: skip"):
         masks(module(broken(tmp_path), broken="refuse"))
 
 
@@ -226,13 +226,13 @@ def test_bad_settings_are_refused(tmp_path, settings, message):
 
 
 def test_missing_folders_and_empty_splits_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match="there is no folder .*masks"):
+    with pytest.raises(ValueError, match=r"there is no folder .*masks"):
         module(tmp_path)
     folder(tmp_path / "a", [labels(0, 1)], splits=["train", "test"])
     with pytest.raises(ValueError, match=r"no images for the val split; raise val_fraction \(it is 0.05\)"):
         module(tmp_path / "a")
     write(tmp_path / "a" / "images" / "loose.jpg", picture(1))
-    with pytest.raises(ValueError, match="loose.jpg is in none of the folders train, val and test"):
+    with pytest.raises(ValueError, match=r"loose\.jpg is in none of the folders train, val and test"):
         module(tmp_path / "a")
 
 
