@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from parallel import ForkedFSDP2, needs_sharding
 from tiny import ENCODER, tiny_scenes
 
 from uniflow.core.specs import EncoderOutput, FeatureSpec
@@ -132,24 +133,35 @@ class Results(Callback):
         self.path.with_suffix(f".{trainer.global_rank}").write_text(json.dumps([values, tables, pl_module.report()]))
 
 
-def evaluate(path, task, data, processes=1):
+DDP = partial(DDPStrategy, start_method="fork", process_group_backend="gloo")
+
+
+def evaluate(path, task, data, processes=1, strategy=DDP):
     seed_everything(0, verbose=False)
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
+    strategy = strategy() if processes > 1 else "auto"
     quiet = {"logger": False, "enable_progress_bar": False, "default_root_dir": path.parent}
     trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, callbacks=[Results(path)], **quiet)
     trainer.test(task, data, verbose=False)
     return [json.loads(path.with_suffix(f".{rank}").read_text()) for rank in range(processes)]
 
 
+SEGMENT, MEASURE = partial(SegmentationTask, SOURCE, [LINEAR]), partial(DepthTask, SOURCE, [DEPTH, DEPTH])
+
+
 @pytest.mark.parametrize(
-    ("make", "field"),
-    [(partial(SegmentationTask, SOURCE, [LINEAR]), "mask"), (partial(DepthTask, SOURCE, [DEPTH, DEPTH]), "depth")],
-    ids=["segmentation", "depth"],
+    ("make", "field", "strategy"),
+    [
+        (SEGMENT, "mask", DDP),
+        (MEASURE, "depth", DDP),
+        pytest.param(partial(SEGMENT, tune_source=True), "mask", ForkedFSDP2, marks=needs_sharding),
+        pytest.param(MEASURE, "depth", ForkedFSDP2, marks=needs_sharding),
+    ],
+    ids=["segmentation", "depth", "segmentation, sharded", "depth, sharded"],
 )
-def test_two_processes_judge_as_one(tmp_path, make, field):
+def test_two_processes_judge_as_one(tmp_path, make, field, strategy):
     data = partial(tiny_scenes, test_length=15, fields=[field])
     ((alone, tables, report),) = evaluate(tmp_path / "one", make(), data())
-    (first, others, _), (second, _, _) = evaluate(tmp_path / "two", make(), data(batch_size=3), 2)
+    (first, others, _), (second, _, _) = evaluate(tmp_path / "two", make(), data(batch_size=3), 2, strategy)
     assert first == pytest.approx(alone, abs=1e-5)
     assert second == pytest.approx({name: second[name] for name in second})
     assert json.dumps(others) == json.dumps(tables)  # nan too
