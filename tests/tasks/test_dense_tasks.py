@@ -220,6 +220,8 @@ def test_a_third_partys_encoder_and_head_by_one_yaml(uniflow, tmp_path, monkeypa
     assert 0 < results["test/miou"] < 1
     assert results["protocol/settings"]["windows"] == [512, 341]
     assert (run / "images" / "test.png").is_file()
+    assert uniflow("plan", "-c", str(recipe), "--json", str(tmp_path / "plan.json")).code == 0
+    assert [part["name"] for part in json.loads((tmp_path / "plan.json").read_text())["parts"]][-1] == "segmentation"
     rows = list(csv.DictReader((run / "test_classes.csv").open()))
     assert [row["class"] for row in rows][:3] == ["background", "circle", "square"]
     known = [float(row["iou"]) for row in rows if row["iou"] != "nan"]

@@ -63,15 +63,14 @@ class MetricDepthHead(MapHead):
         """See the class; 0 if no pixel of the batch is measured."""
         truth, predicted = self.target(batch).float(), self.fitted(prediction, batch).squeeze(1)
         measured = truth.isfinite() & (truth > 0) & (truth <= self.max_depth)
-        if not measured.any():
-            return predicted.sum() * 0
         errors = (predicted + EPSILON).log() - (truth.where(measured, 1.0) + EPSILON).log()
-        found = errors[measured]
+        errors, count = errors.where(measured, 0.0), measured.sum().clamp_min(1)
+        mean, mean_square = errors.sum() / count, errors.square().sum() / count
         # Of equal predictions and truths the root has no gradient.
-        loss = (found.square().mean() - self.invariance * found.mean().square()).clamp_min(1e-12).sqrt()
+        loss = (mean_square - self.invariance * mean.square()).clamp_min(1e-12).sqrt()
         if self.gradient_weight:
             loss = loss + self.gradient_weight * gradient_loss(errors, measured)
-        return loss
+        return loss * measured.any()
 
     def metrics(self) -> MetricCollection:
         """The scores of `DepthScores`, by `protocol`."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from uniflow.core.pixels import to_unit_range
@@ -61,6 +62,10 @@ class DenseTask(FeatureTask):
                 f"{type(self).__name__}.heads must be subclasses of MapHead, {type(other).__name__} is not: "
                 "use FeatureTask for other heads"
             )
+
+    def example_batch(self, images: Tensor) -> dict[str, Any]:
+        fields = {field for _, head in self.map_heads() for field in head.labels}
+        return {"image": images} | {field: torch.ones_like(images[:, 0]) for field in fields}
 
     def features(self, images: Tensor) -> EncoderOutput:
         """Features of images of any size, padded to whole patches."""
