@@ -218,6 +218,31 @@ def write_shards(folder: Path) -> dict[str, str]:
     return paths
 
 
+def write_ade20k(folder: Path) -> Path:
+    """Some pictures with masks in the layout of ADE20K."""
+    for split, count in (("training", 12), ("validation", 2)):
+        for number in range(count):
+            for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+                path = folder / kind / split / f"ADE_{number}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                ramp = np.tile(np.arange(72, dtype=np.uint8), (64, 1))
+                Image.fromarray(ramp if kind == "annotations" else np.dstack([ramp * 3] * 3)).save(path)
+    return folder
+
+
+def write_nyu(folder: Path) -> Path:
+    """Some pictures with depth in the layout of NYUv2 as BTS has it, at the true size."""
+    for split, place, count in (("train", "sync", 12), ("test", "official_splits/test", 2)):
+        names = [(f"room/rgb_{number}.jpg", f"room/sync_depth_{number}.png") for number in range(count)]
+        (folder / place / "room").mkdir(parents=True)
+        (folder / f"nyudepthv2_{split}_files_with_gt.txt").write_text("".join(f"/{i} /{d} 518.9\n" for i, d in names))
+        ramp = np.tile(np.linspace(0, 255, 640).astype(np.uint8), (480, 1))
+        for image, depth in names:
+            Image.fromarray(np.dstack([ramp] * 3)).save(folder / place / image)
+            Image.fromarray(ramp.astype(np.uint16) * 30).save(folder / place / depth)
+    return folder
+
+
 def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     """Options that point the data module of a resolved configuration at a source made in `folder`."""
     if config["model"].get("init_args", {}).get("unlabelled"):
@@ -225,6 +250,11 @@ def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     name = config["data"]["class_path"].rpartition(".")[2]
     if name == "ImageFolder":
         return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
+    if name == "ADE20K":
+        return ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
+    if name == "NYUv2":
+        options = ["--data.size", "48", "--data.buckets", "[[48, 64]]", "--data.val_fraction", "0.4"]
+        return ["--data.root", str(write_nyu(folder / "nyu")), *options]
     if name == "WebDataset":
         paths = write_shards(folder)
         return [word for split, path in paths.items() for word in (f"--data.{split}", path)]

@@ -14,7 +14,7 @@ PROMISED = {
     "ProjectedBottleneck QuantizedBottleneck VQBottleneck",
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
-    "uniflow.data": "ImageDataModule ImageFolder Scenes WebDataset",
+    "uniflow.data": "ADE20K DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "
@@ -22,13 +22,14 @@ PROMISED = {
     "uniflow.encoders": "CLIP DINOv2 DINOv3 EmbeddedViT EncoderOutput InternViT SceneViT SigLIP TimmEncoder "
     "TransformersEncoder VisionEncoder",
     "uniflow.flow": "data_to_velocity euler guide interpolate sample_times step_times velocity_target velocity_to_data",
+    "uniflow.heads": "DPTDepth LinearDepth LinearSegmentation MapHead MetricDepthHead SegmentationHead UPerNet",
     "uniflow.layers": "ExactLinear",
     "uniflow.losses": "Adversarial Perceptual PixelLoss",
-    "uniflow.metrics": "LPIPS EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
+    "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
     "ReconstructionProtocol",
     "uniflow.sharding.strategy": "FSDP2",
     "uniflow.start": "Regression",
-    "uniflow.tasks": "FusedAdamW Pretraining Task TokenizerTask",
+    "uniflow.tasks": "DepthTask FusedAdamW Pretraining SegmentationTask Task TokenizerTask",
     "uniflow.training": "ConstantSchedule CosineSchedule FusedAdamW LinearSchedule Piecewise Schedule Warmup",
     # Configs of earlier versions.
     "uniflow.callbacks.ema": "EMA",

@@ -6,3 +6,7 @@ from uniflow.data.images.folder import ImageFolder as ImageFolder
 from uniflow.data.images.webdataset import WebDataset as WebDataset
 from uniflow.data.scenes import Scenes as Scenes
 from uniflow.data.understanding.coco import COCODetection as COCODetection
+from uniflow.data.understanding.depth import DepthFolder as DepthFolder
+from uniflow.data.understanding.depth import NYUv2 as NYUv2
+from uniflow.data.understanding.segmentation import ADE20K as ADE20K
+from uniflow.data.understanding.segmentation import MaskFolder as MaskFolder

@@ -202,6 +202,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Samples that all processes together train on in one batch."""
         return self.batch_size * self.world_size
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Samples per batch and process in validation and test."""
+        return self.batch_size
+
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
         return len(self._dataset("train")) // self.global_batch  # type: ignore[arg-type]
@@ -230,7 +235,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         dataset = self._dataset(split)
-        sampler = EvaluationSampler(dataset, self.world_size, self.rank, self.batch_size)
+        sampler = EvaluationSampler(dataset, self.world_size, self.rank, self.evaluation_batch_size)
         batches = _Batches(dataset, self.collate, self.world_size)
         return self._loader(batches, sampler=sampler, batch_size=None)
 

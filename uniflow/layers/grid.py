@@ -33,6 +33,16 @@ def image_shape(latents: Tensor, patch_size: int) -> tuple[int, int, int, int]:
     return (latents.shape[0], 3, latents.shape[-2] * patch_size, latents.shape[-1] * patch_size)
 
 
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad the right and bottom edge of (B, 3, H, W) to multiples of `multiple`, by repeating the edge."""
+    right, bottom = -images.shape[-1] % multiple, -images.shape[-2] % multiple
+    if not (right or bottom):
+        return images
+    # Padding by repetition is not implemented for integers; float32 holds them exactly.
+    padded = F.pad(images if images.is_floating_point() else images.float(), (0, right, 0, bottom), "replicate")
+    return padded.to(images.dtype)
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """(B, 3, H, W) -> (B, N, 3 p^2): patches row-major; within a patch channel slowest, then row, then column."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=patch_size, q=patch_size)

@@ -2,6 +2,7 @@
 
 from uniflow.metrics.averages import Averages
 from uniflow.metrics.channels import ChannelMoments, Moments
+from uniflow.metrics.depth import DepthProtocol, DepthScores
 from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures
 from uniflow.metrics.identity import image_digests, noise_for
@@ -9,6 +10,7 @@ from uniflow.metrics.perceptual import LPIPS
 from uniflow.metrics.probe import LogisticRegression, linear_probe, linear_psnr
 from uniflow.metrics.protocol import Evaluation, ReconstructionProtocol, fingerprint
 from uniflow.metrics.reconstruction import legacy_ssim, ms_ssim, patch_means, psnr, ssim
+from uniflow.metrics.segmentation import SegmentationScores
 from uniflow.metrics.similarity import NearestNeighbours, knn_accuracy, leave_one_out_knn_accuracy, linear_cka
 from uniflow.metrics.slices import STATISTICS, image_statistics, slice_means
 from uniflow.metrics.table import write_table
@@ -20,6 +22,8 @@ __all__ = [
     "STATISTICS",
     "Averages",
     "ChannelMoments",
+    "DepthProtocol",
+    "DepthScores",
     "EncoderFeatures",
     "Evaluation",
     "FeatureExtractor",
@@ -28,6 +32,7 @@ __all__ = [
     "Moments",
     "NearestNeighbours",
     "ReconstructionProtocol",
+    "SegmentationScores",
     "cmmd",
     "fingerprint",
     "frechet_distance",

@@ -17,7 +17,7 @@ from uniflow.heads.fitted import FittedClassifiers
 from uniflow.heads.label import ClassificationHead
 from uniflow.heads.pooling import available_pools, pooled_blocks
 from uniflow.pictures.words import with_words
-from uniflow.tasks.features import FeatureTask, HeadFactory, exact
+from uniflow.tasks.features import FeatureTask, HeadFactory, exact_features
 from uniflow.training.trainer import data_of, is_dry_run
 
 
@@ -84,7 +84,7 @@ class ClassificationTask(FeatureTask):
     def vectors(self, features: EncoderOutput) -> Tensor:
         """What k-NN and logistic regression read, (B, D), float32 at least."""
         [pool] = available_pools(self.source.spec, (self.pool,))
-        return pooled_blocks(exact(features), 1, pool)
+        return pooled_blocks(exact_features(features), 1, pool)
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
@@ -115,7 +115,7 @@ class ClassificationTask(FeatureTask):
         """Images over the name of their class, and over the first head's answer: green if right, else red."""
         images, labels = batch["image"][:count], batch["label"][:count].tolist()
         head = self.classifier
-        scores = head.scores(head(exact(self.features(images))))
+        scores = head.scores(head(exact_features(self.features(images))))
         pixels = to_unit_range(images).float()
         rows = {"class": with_words(pixels, [self._name(label) for label in labels])}
         if scores is not None:

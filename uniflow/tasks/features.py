@@ -124,7 +124,7 @@ class FeatureTask(Task):
         for name, head in self.named_heads(labelled):
             # Losses are computed in float32 whatever the precision of the source's pass is.
             with without_autocast(self.device):
-                parts = head.losses(head(exact(features)), batch)
+                parts = head.losses(head(exact_features(features)), batch)
             losses |= {f"{name}_{part}" if part else name: head.weight * loss for part, loss in parts.items()}
         return losses
 
@@ -180,7 +180,7 @@ class FeatureTask(Task):
         batch, results = self.example_batch(images), {}
 
         def extract() -> None:
-            results["features"] = exact(self.features(batch["image"]))
+            results["features"] = exact_features(self.features(batch["image"]))
 
         yield Stage("source", [self.backbone], extract, in_graph=self.tune_source)
         for name, head in self.named_heads():
@@ -200,7 +200,7 @@ class FeatureTask(Task):
 
     def _evaluate(self, batch: dict[str, Any], stage: Literal["val", "test"]) -> EncoderOutput:
         features = self.features(batch["image"])
-        inputs = exact(features)
+        inputs = exact_features(features)
         for name, head in self.named_heads():
             with without_autocast(self.device):
                 prediction = head(inputs)
@@ -224,7 +224,7 @@ class FeatureTask(Task):
                 self.log(f"{stage}/{full}", float(result), rank_zero_only=True)
 
 
-def exact(features: EncoderOutput) -> EncoderOutput:
+def exact_features(features: EncoderOutput) -> EncoderOutput:
     """What heads read, in float32 at least."""
     states, prefixes = (
         tuple(full_precision(tensor) for tensor in part) for part in (features.hidden_states, features.prefix_tokens)

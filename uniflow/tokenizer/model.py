@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from uniflow.core.imports import import_part
 from uniflow.core.part import build_part, own_class, part_config
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
+from uniflow.layers.grid import pad_to_multiple
 from uniflow.pretrained import packaged
 from uniflow.tokenizer.card import model_card, write_card
 from uniflow.tokenizer.latent_statistics import NormalizedLatents
@@ -83,13 +83,7 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad the right and bottom edge of (B, 3, H, W) to multiples of the patch size."""
-        multiple = max(self.patch_size, self.encoder.spec.patch_size)
-        right, bottom = -images.shape[-1] % multiple, -images.shape[-2] % multiple
-        if not (right or bottom):
-            return images
-        # Padding by repetition is not implemented for integers; float32 holds them exactly.
-        padded = F.pad(images if images.is_floating_point() else images.float(), (0, right, 0, bottom), "replicate")
-        return padded.to(images.dtype)
+        return pad_to_multiple(images, max(self.patch_size, self.encoder.spec.patch_size))
 
     def encode(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Images (B, 3, H, W) -> latents (B, C, ceil(H / patch_size), ceil(W / patch_size)).

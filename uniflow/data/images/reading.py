@@ -88,7 +88,7 @@ def read_image(
     if not data:
         raise ImageReadError(name, "the file is empty")
     try:
-        with _opened(io.BytesIO(data), name, max_pixels) as image:
+        with open_image(io.BytesIO(data), name, max_pixels) as image:
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             pixels = _plain_jpeg(image, data)
@@ -113,7 +113,7 @@ def image_size(source: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     """
     name = os.fspath(source)
     try:
-        with open_regular(source) as file, _opened(file, name, max_pixels) as image:
+        with open_regular(source) as file, open_image(file, name, max_pixels) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # some versions of PIL turn its size already
                 width, height = int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
@@ -133,8 +133,12 @@ def _read(source: str | os.PathLike[str], name: str, max_bytes: int) -> bytes:
 
 
 @contextmanager
-def _opened(file: BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """The image of an open file, whose pixels are not yet read."""
+def open_image(file: BinaryIO, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """The image of an open file, whose pixels are not yet read.
+
+    Raises:
+        ImageReadError: if it has more than `max_pixels` pixels; PIL raises other errors.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` decides
         image = Image.open(file, formats=FORMATS)

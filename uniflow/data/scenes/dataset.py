@@ -107,6 +107,7 @@ class Scenes(ImageDataModule):
     """
 
     list_fields: ClassVar[frozenset[str]] = frozenset({"boxes", "box_labels", "box_visibility", "caption", "questions"})
+    mask_names: ClassVar[list[str]] = ["background", *CLASS_NAMES]  # of the values of "mask"
 
     def __init__(
         self,
