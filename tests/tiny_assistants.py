@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tiny_towers import MODELS, build, fill
 
-WORDS = "yes no a b c red green is there the dog cat in image ? . Answer using one word or phrase".split()
+WORDS = "yes no a b c red green is there the dog cat in image ? . answer using one word or phrase single"
 IMAGE = 31  # token that stands for a patch
 
 
@@ -46,4 +46,38 @@ def multimodal(name: str) -> torch.nn.Module:
         config.text_config.bos_token_id = config.text_config.eos_token_id = None
     model = getattr(transformers, MODELS[name][0])(config).eval()
     fill(model)
+    return model
+
+
+# Begins with the token <s>, which the tokenizer puts in front as well.
+TEMPLATE = (
+    "{{ '<s>' }}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+def save_llava(folder: Path) -> torch.nn.Module:
+    """A tiny LLaVA with random weights and its processor, in a folder; what it answers means nothing."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS.split()]
+    vocabulary = {word: number for number, word in enumerate(words)} | {"<image>": IMAGE}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+    fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    images = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = LlavaProcessor(
+        images, fast, patch_size=14, vision_feature_select_strategy="default", chat_template=TEMPLATE,
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    model = multimodal("llava")
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return model

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_assistants import inputs, multimodal
-from tiny_towers import SIZES, fill, to_timm
+from tiny_towers import fill, to_timm
 
 from uniflow.encoders import CLIP, InternViT, SigLIP, TimmEncoder, TransformersEncoder
 from uniflow.encoders.base import VisionEncoder
 from uniflow.language.put_back import check_normalization, put_back
 
 FAMILIES = ["internvl", "llava_onevision", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
-TIMM_SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "image_size": 56}
-# Family -> the encoder of timm that computes the same, and what the tower's config needs for it.
-TIMM: dict[str, tuple[type[TimmEncoder], str, dict[str, Any]]] = {
-    "internvl": (InternViT, "300m", {}),
-    "llava_onevision": (SigLIP, "v2_so400m_14_378", {}),
-    "llava": (CLIP, "l14_openai", {}),
+SO400M = "v2_so400m_14_378"
+TIMM_SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0, "image_size": 56}
+# Model -> the encoder of timm that computes what its tower does.
+TIMM: dict[str, tuple[type[TimmEncoder], str]] = {
+    "internvl": (InternViT, "300m"),
+    "llava_onevision": (SigLIP, SO400M),
+    "llava": (CLIP, "l14_openai"),
 }
 
 
 @pytest.fixture(params=FAMILIES)
-def saved(request: Any, tmp_path: Any) -> Iterator[tuple[torch.nn.Module, dict[str, torch.Tensor], str]]:
+def saved(request: Any, tmp_path: Any) -> tuple[torch.nn.Module, dict[str, torch.Tensor], str]:
     model = multimodal(request.param)
     model.save_pretrained(tmp_path)
-    yield model, inputs(model), str(tmp_path)
+    return model, inputs(model), str(tmp_path)
 
 
 @torch.no_grad()
@@ -79,13 +80,13 @@ def test_the_models_config_chooses_the_layer(layer: int, tmp_path: Any) -> None:
 
 
 def timm_student(name: str, model: torch.nn.Module, folder: Any) -> TimmEncoder:
-    family, variant, _ = TIMM[name]
+    family, variant = TIMM[name]
     tower = model.model.vision_tower
-    empty = family(variant, weights=None, **(TIMM_SIZES | {"mlp_ratio": 2.0}))
+    empty = family(variant, weights=None, **TIMM_SIZES)
     behind = ("layernorm", "post_layernorm", "head.")
     state = {k: v for k, v in tower.state_dict().items() if not k.startswith(behind) and "mask_token" not in k}
     save_file({k: v.contiguous() for k, v in to_timm(state, empty.model).items()}, folder / "timm.safetensors")
-    return family(variant, weights=str(folder / "timm.safetensors"), **(TIMM_SIZES | {"mlp_ratio": 2.0}))
+    return family(variant, weights=str(folder / "timm.safetensors"), **TIMM_SIZES)
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
@@ -113,34 +114,36 @@ def test_the_student_takes_the_type_of_the_tower(tmp_path: Any) -> None:
     assert torch.equal(logits(model, batch), before)
 
 
-def encoder_like(tmp_path: Any, name: str, **changes: Any) -> VisionEncoder:
-    config = multimodal(name).config.vision_config.to_dict() | changes
-    return TransformersEncoder("local", weights=None, config=config)
+def like(name: str, **changes: Any) -> Callable[[], VisionEncoder]:
+    """Makes an encoder as the tower of a tiny model, but for some settings."""
+    return lambda: TransformersEncoder(
+        "local", weights=None, config=multimodal(name).config.vision_config.to_dict() | changes
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "build", "text"),
     [
-        ("llava", lambda p: encoder_like(p, "llava", num_hidden_layers=3), "student's num_hidden_layers is 3, the model's tower has 2"),
-        ("llava", lambda p: encoder_like(p, "llava", patch_size=7), "student's patch_size is 7, the model's tower has 14"),
-        ("llava", lambda p: encoder_like(p, "llava", num_attention_heads=4), "student's num_attention_heads is 4"),
-        ("llava", lambda p: encoder_like(p, "llava", hidden_act="gelu"), "student's hidden_act is gelu"),
-        ("llava", lambda p: encoder_like(p, "llava", image_size=112), r"position_embedding.* is \(65, 32\)"),
-        ("llava", lambda p: encoder_like(p, "llava_onevision"), "tower is a CLIPVisionModel, the student a SiglipVisionModel"),
-        ("qwen2_5_vl", lambda p: encoder_like(p, "qwen2_5_vl", window_size=28), "student's window_size is 28"),
-        ("llava", lambda p: SigLIP("v2_so400m_14_378", weights=None, **TIMM_SIZES), "student's num_prefix_tokens is 0, the model's tower has 1"),
-        ("internvl", lambda p: InternViT(weights=None, **(TIMM_SIZES | {"depth": 1})), "student's num_layers is 1"),
-        ("qwen2_vl", lambda p: CLIP(weights=None, **TIMM_SIZES), "takes packed patches, which only a student that is a"),
+        ("llava", like("llava", num_hidden_layers=3), "student's num_hidden_layers is 3, the model's tower has 2"),
+        ("llava", like("llava", patch_size=7), "student's patch_size is 7, the model's tower has 14"),
+        ("llava", like("llava", num_attention_heads=4), "student's num_attention_heads is 4"),
+        ("llava", like("llava", hidden_act="gelu"), "student's hidden_act is gelu"),
+        ("llava", like("llava", image_size=112), r"position_embedding.* is \(65, 32\)"),
+        ("llava", like("llava_onevision"), "tower is a CLIPVisionModel, the student a SiglipVisionModel"),
+        ("qwen2_5_vl", like("qwen2_5_vl", window_size=28), "student's window_size is 28"),
+        ("llava", lambda: SigLIP(SO400M, weights=None, **TIMM_SIZES), "student's num_prefix_tokens is 0, the model's"),
+        ("internvl", lambda: InternViT(weights=None, **(TIMM_SIZES | {"depth": 1})), "student's num_layers is 1"),
+        ("qwen2_vl", lambda: CLIP(weights=None, **TIMM_SIZES), "takes packed patches, which only a student that is"),
     ],
-)  # fmt: skip  # noqa: E501
-def test_another_architecture_is_refused_in_one_line(name: str, build: Any, text: str, tmp_path: Any) -> None:
+)  # fmt: skip
+def test_another_architecture_is_refused_in_one_line(name: str, build: Any, text: str) -> None:
     model = multimodal(name)
     with pytest.raises(ValueError, match=text) as error:
-        put_back(model, build(tmp_path))
+        put_back(model, build())
     assert "\n" not in str(error.value)
 
 
-def test_embeddings_before_the_first_block_are_refused_where_an_encoder_has_none(tmp_path: Any) -> None:
+def test_embeddings_before_the_first_block_are_refused_where_an_encoder_has_none() -> None:
     model = multimodal("llava")
     model.config.vision_feature_layer = [0, -1]
     with pytest.raises(ValueError, match="embeddings before the first block"):
@@ -162,6 +165,3 @@ def test_a_model_without_a_known_tower_is_refused() -> None:
     config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
     with pytest.raises(ValueError, match="no encoder is made of a 'llama'"):
         put_back(LlamaForCausalLM(config), CLIP(weights=None, **TIMM_SIZES))
-
-
-assert SIZES["hidden_size"] == TIMM_SIZES["embed_dim"]
