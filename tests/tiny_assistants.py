@@ -77,6 +77,9 @@ def save_llava(folder: Path) -> torch.nn.Module:
         num_additional_image_tokens=1,
     )  # fmt: skip
     model = multimodal("llava")
+    with torch.no_grad():  # so that answers depend on the image
+        for parameter in [*model.model.multi_modal_projector.parameters(), *model.model.language_model.parameters()]:
+            parameter.mul_(4)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -69,8 +69,8 @@ def answer(
     answers = answer_all(answering, questions.questions, max_new_tokens, batch_size, _progress("questions"))
     scores = questions.scores(answers)
     settings = questions.settings | {"max_new_tokens": max_new_tokens}
-    print_rows([{"metric": name, "value": float(value)} for name, value in scores.items()], _title(settings))
-    print(f"protocol {fingerprint(settings)}")
+    print_rows([{"metric": name, "value": float(value)} for name, value in scores.items()], questions.name)
+    print(_described(settings))
     who = {"assistant": assistant, "model": model, "tokenizer": tokenizer}
     _write(out, {"scores": scores, **who}, settings, questions, {"answer": answers})
 
@@ -117,9 +117,9 @@ def put_back_tool(
         {"metric": name, "teacher": float(value), "student": float(both["student"][name])}
         for name, value in both["teacher"].items()
     ]
-    print_rows(rows, _title(settings))
+    print_rows(rows, questions.name)
     print(f"same answers: {result.agreement:.1%}; KL of next tokens: {result.kl:.4g} nats ({result.kl_tokens} tokens)")
-    print(f"protocol {fingerprint(settings)}")
+    print(_described(settings))
     numbers = {**both, "agreement": result.agreement, "kl": result.kl, "kl_tokens": result.kl_tokens}
     answers = {"teacher": result.teacher, "student": result.student}
     _write(out, {**numbers, "model": model, "tokenizer": tokenizer}, settings, questions, answers)
@@ -140,9 +140,9 @@ def _progress(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
     return lambda steps: track(list(steps), description=what, transient=True)
 
 
-def _title(settings: dict[str, Any]) -> str:
-    name, count, *rest = settings.items()
-    return ", ".join([str(name[1]), f"{count[1]} questions", *(f"{key} {value}" for key, value in rest)])
+def _described(settings: dict[str, Any]) -> str:
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items())
+    return f"{listed}; protocol {fingerprint(settings)}"
 
 
 def _write(
