@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny import FLOW
-from tiny_assistants import save_llava
+from tiny_assistants import IMAGE, inputs, multimodal, save_llava
 
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
@@ -117,6 +118,18 @@ def test_logits_are_those_of_generation(folder: Path, model: TransformersModel) 
     tokens = model.generate(batch, 4)
     logits = model.logits(batch, tokens).clone()
     logits[..., model.model.config.image_token_id] = -torch.inf
+    assert torch.equal(logits.argmax(dim=-1), tokens)
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_logits_of_every_family_are_those_of_generation(name: str) -> None:
+    """Positions, kinds of tokens and image features of the longer text are those of generation step by step."""
+    tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=None)
+    family = TransformersModel(multimodal(name), SimpleNamespace(chat_template="any", tokenizer=tokenizer))
+    batch = inputs(family.model)
+    tokens = family.generate(batch, 4)
+    logits = family.logits(batch, tokens).clone()
+    logits[..., IMAGE] = -torch.inf
     assert torch.equal(logits.argmax(dim=-1), tokens)
 
 
