@@ -57,6 +57,12 @@ def test_arguments(uniflow: Callable[..., Any]) -> None:
     assert CALLS[1] == {"source": "folder", "names": ("x", "y"), "strict": True}
 
 
+def test_a_file_for_the_tool_itself_is_not_read_as_a_component(uniflow: Callable[..., Any], project: Path) -> None:
+    (project / "lines.json").write_text('{"class_path": 1}\n{"class_path": 2}\n')
+    assert uniflow("peek", "a.jpg", "--tokenizer", "lines.json").code == 0
+    assert CALLS[0]["tokenizer"] == Path("lines.json")
+
+
 def test_help(uniflow: Callable[..., Any]) -> None:
     result = uniflow("peek", "--help")
     assert result.code == 0

@@ -69,6 +69,14 @@ TOOLS = {
     ),
     "summary": ("uniflow.tools.summary:summary", "parameters and GFLOP of each part of a tokenizer"),
     "convert": ("uniflow.tools.convert:convert", "checkpoints of the public UniFlow release into tokenizers, and back"),
+    "answer": (
+        "uniflow.tools.vqa:answer",
+        "let a model answer POPE, GQA, TextVQA, MME or MMBench, and give the official score",
+    ),
+    "put-back": (
+        "uniflow.tools.vqa:put_back_tool",
+        "compare a student with its teacher inside the multimodal model that the teacher is the eyes of",
+    ),
     "quickstart": ("uniflow.tools.quickstart:quickstart", "the main job, small: fit, test and report on a CPU"),
 }
 

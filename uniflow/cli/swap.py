@@ -20,7 +20,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace, _typehints
 from jsonargparse._typehints import ActionTypeHint, NestedArg, get_subclass_types
@@ -87,7 +87,7 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
     if len(args) == 4:
         parser, config, value, option = args
         value = _shipped(value, option or self.dest)
-        component = read_component(value)
+        component = None if _is_path(self._typehint) else read_component(value)
         if component is not None:
             _empty_slot(config, option)
             args = (parser, config, dump_yaml(component, flow=True), option)
@@ -97,7 +97,8 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     """A value from a file or an option: a component file does not see what was in its slot; class names get help."""
     value = _shipped(value, self.dest) if get_subclass_types(self._typehint, callable_return=True) else value
-    if isinstance(cfg, Namespace) and self.dest in cfg and read_component(value) is not None:
+    in_slot = isinstance(cfg, Namespace) and self.dest in cfg and not _is_path(self._typehint)
+    if in_slot and read_component(value) is not None:
         cfg = cfg.clone()
         cfg.pop(self.dest)
     try:
@@ -130,6 +131,11 @@ def _resolve(cls: Any, name: str) -> str:
     """The class path of a short name; if there is no such class, that of the name it has now."""
     path = _original_resolve(cls, name)
     return _original_resolve(cls, RENAMED[name]) if path in RENAMED else path
+
+
+def _is_path(hint: Any) -> bool:
+    """Whether an option names a file for the tool itself, whose content is not a component's, and may be large."""
+    return hint is Path or Path in get_args(hint)
 
 
 def read_component(value: Any) -> dict[str, Any] | None:

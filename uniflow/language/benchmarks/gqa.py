@@ -1,0 +1,47 @@
+"""GQA (arXiv 1902.09506): a JSON object, question id -> question, imageId, answer, types."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from uniflow.language.benchmarks.base import (
+    SHORT_ANSWER,
+    Benchmark,
+    Question,
+    image_file,
+    mean,
+    mean_by,
+    read_json,
+    wanted,
+)
+
+
+class GQA(Benchmark):
+    """Scores: accuracy (exact match), and that of each structural type.
+
+    As in LLaVA's conversion for the official script, the answer is in lower case and without full stop at its end.
+    """
+
+    name: ClassVar[str] = "gqa"
+
+    @classmethod
+    def read(cls, file: Path, images: Path | None) -> GQA:
+        """The questions of, for example, `testdev_balanced_questions.json`."""
+        questions = []
+        for id_, record in read_json(file).items():
+            where = f"{file}, question {id_}"
+            text, name, answer = wanted(record, ("question", "imageId", "answer"), where)
+            kind = str(record.get("types", {}).get("structural", ""))
+            image = image_file(images, f"{name}.jpg", where)
+            questions.append(Question(image, text + SHORT_ANSWER, (answer,), kind, id_, group=id_))
+        return cls(questions)
+
+    def right(self, question: Question, answer: str) -> float:
+        return float(answer.strip().rstrip(".").lower() == question.answers[0].lower())
+
+    def scores(self, answers: Sequence[str]) -> dict[str, float]:
+        rights = self._rights(answers)
+        kinds = mean_by((question.kind for question in self.questions), rights)
+        return {"accuracy": mean(rights)} | {f"accuracy/{kind}": value for kind, value in kinds.items() if kind}

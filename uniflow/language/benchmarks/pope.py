@@ -1,0 +1,64 @@
+"""POPE (arXiv 2305.10355): is an object in the image? One JSON object a line: question_id, image, text, label."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from uniflow.core.errors import one_line
+from uniflow.core.files import read_text
+from uniflow.language.benchmarks.base import SHORT_ANSWER, Benchmark, Question, image_file, mean, wanted
+
+
+def yes_or_no(answer: str) -> str:
+    """The word that POPE's own script reads: "no" if the first sentence holds the word no or not, else "yes"."""
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+class POPE(Benchmark):
+    """Scores: accuracy, and precision, recall and F1 of the answer yes; `yes_ratio`, the share of yes among answers.
+
+    lmms-eval's `pope_yes_ratio` is that of the labels instead, and it counts only the bare words yes and no.
+    """
+
+    name: ClassVar[str] = "pope"
+
+    @classmethod
+    def read(cls, file: Path, images: Path | None) -> POPE:
+        """The questions of, for example, `coco_pope_adversarial.json`; the images are COCO's val2014."""
+        questions = []
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            where = f"{file}, line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where} is not valid JSON: {one_line(error)}") from error
+            id_, name, text, label = wanted(record, ("question_id", "image", "text", "label"), where)
+            if label not in ("yes", "no"):
+                raise ValueError(f"{where}: the label must be yes or no, not {label!r}")
+            image = image_file(images, name, where)
+            kind = str(record.get("category", file.stem))
+            questions.append(Question(image, text.strip() + SHORT_ANSWER, (label,), kind, id_, group=id_))
+        return cls(questions)
+
+    def right(self, question: Question, answer: str) -> float:
+        return float(yes_or_no(answer) == question.answers[0])
+
+    def scores(self, answers: Sequence[str]) -> dict[str, float]:
+        labels = [question.answers[0] == "yes" for question in self.questions]
+        given = [yes_or_no(answer) == "yes" for answer in answers]
+        hits = sum(a and b for a, b in zip(labels, given, strict=True))
+        precision = hits / sum(given) if any(given) else 0.0
+        recall = hits / sum(labels) if any(labels) else 0.0
+        return {
+            "accuracy": mean(self._rights(answers)),
+            "precision": precision,
+            "recall": recall,
+            "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,
+            "yes_ratio": mean(given),
+        }
