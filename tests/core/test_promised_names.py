@@ -14,7 +14,8 @@ PROMISED = {
     "ProjectedBottleneck QuantizedBottleneck VQBottleneck",
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
-    "uniflow.data": "ADE20K DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 Scenes WebDataset",
+    "uniflow.conditions": "Condition LabelCondition NoCondition",
+    "uniflow.data": "ADE20K COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "
@@ -22,14 +23,18 @@ PROMISED = {
     "uniflow.encoders": "CLIP DINOv2 DINOv3 EmbeddedViT EncoderOutput InternViT SceneViT SigLIP TimmEncoder "
     "TransformersEncoder VisionEncoder",
     "uniflow.flow": "data_to_velocity euler guide interpolate sample_times step_times velocity_target velocity_to_data",
-    "uniflow.heads": "DPTDepth LinearDepth LinearSegmentation MapHead MetricDepthHead SegmentationHead UPerNet",
+    "uniflow.features": "BlankSource EncoderSource FeatureSource LatentSource TokenizerSource",
+    "uniflow.generators": "DiT Generator LatentGenerator",
+    "uniflow.heads": "AttentiveProbeHead ClassificationHead DPTDepth FCOSHead FasterRCNNHead Head LabelHead LinearDepth LinearSegmentation "
+    "LinearSweepHead MapHead MaskRCNNHead MetricDepthHead SegmentationHead UPerNet ZeroShotHead",
     "uniflow.layers": "ExactLinear",
     "uniflow.losses": "Adversarial Perceptual PixelLoss",
     "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
     "ReconstructionProtocol",
     "uniflow.sharding.strategy": "FSDP2",
     "uniflow.start": "Regression",
-    "uniflow.tasks": "DepthTask FusedAdamW Pretraining SegmentationTask Task TokenizerTask",
+    "uniflow.tasks": "ClassificationTask DepthTask DetectionTask FeatureTask FusedAdamW GenerationTask Pretraining "
+    "SegmentationTask Task TokenizerTask",
     "uniflow.training": "ConstantSchedule CosineSchedule FusedAdamW LinearSchedule Piecewise Schedule Warmup",
     # Configs of earlier versions.
     "uniflow.callbacks.ema": "EMA",

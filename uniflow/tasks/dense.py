@@ -88,7 +88,7 @@ class DenseTask(FeatureTask):
         """The protocol and its fingerprint: numbers with different fingerprints are not comparable."""
         data = data_of(self.trainer)
         settings = self.settings() | {"data": data.crops() if hasattr(data, "crops") else {}}
-        return {"protocol/fingerprint": fingerprint(settings), "protocol/settings": settings}
+        return {**super().report(), "protocol/fingerprint": fingerprint(settings), "protocol/settings": settings}
 
     def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
         """The images, and in colour truth and prediction of each head."""
