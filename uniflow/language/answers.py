@@ -79,12 +79,14 @@ class Answerer(CheckedNumbers, nn.Module):
         """Id of padding; what stands there is masked."""
         return next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
 
-    def loss(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
+    def loss(self, tokens: Tensor, batch: TokenBatch, groups: Tensor | None = None) -> Tensor:
         """Mean cross entropy in float32 over the trained tokens.
 
         Args:
             tokens: of the images, (B, n, width), from the projector.
             batch: prompts with padding on the right, on the same device.
+            groups: for each prompt the number of its sample, int64 (T,): the mean over samples of each one's own mean,
+                which does not depend on how an evaluation is divided into batches.
 
         Raises:
             ValueError: if the prompts have room for another number of image tokens.
@@ -97,7 +99,14 @@ class Answerer(CheckedNumbers, nn.Module):
             logits = self.lm(**inputs, logits_to_keep=kept).logits
         else:
             logits = self.lm(**inputs).logits[:, kept]
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets[:, kept].flatten(), ignore_index=IGNORE)
+        wanted = targets[:, kept]
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORE, reduction="none")
+        totals, counts = losses.view(wanted.shape).sum(dim=1), (wanted != IGNORE).sum(dim=1)
+        if groups is None:
+            return totals.sum() / counts.sum()
+        size = int(groups.max()) + 1
+        totals, counts = (torch.zeros(size, device=t.device).index_add(0, groups, t.float()) for t in (totals, counts))
+        return (totals / counts)[counts > 0].mean()
 
     def embeddings(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
         """What the language model reads, (T, L, width): embeddings of the text, and the images' tokens in between.

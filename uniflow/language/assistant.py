@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from pathlib import Path
@@ -18,7 +17,7 @@ from uniflow.core.imports import import_part
 from uniflow.core.part import build_part, own_class, part_config
 from uniflow.data.understanding.conversations import fit_image
 from uniflow.encoders.base import VisionEncoder
-from uniflow.features import BlankSource, EncoderSource, FeatureSource, LatentSource
+from uniflow.features import BlankSource, EncoderSource, FeatureSource, LatentSource, TokenizerSource
 from uniflow.language.answers import Answerer
 from uniflow.language.models import LanguageModel, PretrainedLM
 from uniflow.language.projector import Projector
@@ -52,13 +51,16 @@ class Assistant:
         self.source, self.answerer, self.size = source.eval(), answerer.eval(), size
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, lm: str | None = None, gguf_file: str | None = None) -> Self:
+    def from_pretrained(
+        cls, directory: str | Path, lm: str | None = None, gguf_file: str | None = None, tokenizer: str | None = None
+    ) -> Self:
         """Load the folder that a fit of `VisualQuestionTask` leaves, RUN/assistant.
 
         Args:
             directory: the folder.
             lm: where the language model is, if it is not where it was at training: hub id or folder.
             gguf_file: with `lm`, name of the GGUF file in it.
+            tokenizer: look with the encoder of this tokenizer, see `TokenizerSource`, at the layers of training.
 
         Raises:
             FileNotFoundError: if it is not such a folder.
@@ -73,16 +75,25 @@ class Assistant:
         if config.get("format") != FORMAT:
             raise ValueError(f"this uniflow reads assistants of format {FORMAT}, not {config.get('format')!r}")
         source = load_source(folder / VISION, config["vision"])
+        if tokenizer is not None:
+            if not isinstance(source, EncoderSource):
+                raise ValueError(f"{folder} does not read an encoder's features: no other tokenizer can take its place")
+            own, source = source.spec, TokenizerSource(tokenizer, list(source.layers))
+            if source.spec.embed_dim != own.embed_dim:
+                raise ValueError(
+                    f"the projector of {folder} reads features of width {own.embed_dim}, and those of {tokenizer} have "
+                    f"{source.spec.embed_dim}: give a tokenizer of the same encoder, or train a projector for it"
+                )
         settings = dict(config["lm"]) if config["lm"] else {"name": str(folder / LM)}
         if lm is not None:
             settings |= {"name": lm, "gguf_file": gguf_file}
-        model, tokenizer = PretrainedLM(**settings).load()
+        model, words = PretrainedLM(**settings).load()
         template = TEMPLATES[config["template"]["class"]](**config["template"]["init_args"])
         width = model.get_input_embeddings().embedding_dim
         projector = Projector(source.spec, width, **config["projector"])
         load_strictly(projector, read_tensors(folder / PROJECTOR), folder)
         adapted = config["lora"]
-        answerer = Answerer(model, Prompts(tokenizer, template), projector, "lora" if adapted else "frozen", **adapted)
+        answerer = Answerer(model, Prompts(words, template), projector, "lora" if adapted else "frozen", **adapted)
         if adapted:
             load_strictly(answerer.adapters, read_tensors(folder / ADAPTERS), folder)
         return cls(source, answerer, None if config["size"] is None else tuple(config["size"]))
@@ -209,9 +220,10 @@ def save_assistant(
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with replacing(path) as new:
+        new.touch()
+        rights = new.stat().st_mode  # of any new file; safetensors makes some that only their owner can read
         save_file(tensors, new, metadata={"format": "pt"})
-        shutil.copymode(path.parent, new)
-        new.chmod(0o644)
+        new.chmod(rights)
 
 
 @singledispatch

@@ -34,8 +34,8 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same on a device."""
-        moved = (tensor.to(device) for tensor in (self.ids, self.mask, self.labels, self.images))
-        return TokenBatch(*moved, self.cut)
+        ids, mask, labels, images = (t.to(device) for t in (self.ids, self.mask, self.labels, self.images))
+        return TokenBatch(ids, mask, labels, images, self.cut)
 
     @property
     def trained(self) -> float:

@@ -73,6 +73,8 @@ class PretrainedLM(LanguageModel):
         if self.revision:
             where["revision"] = self.revision
         weights = {} if self.gguf_file else {"use_safetensors": True}
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **where)
             model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -81,6 +83,9 @@ class PretrainedLM(LanguageModel):
         except Exception as error:  # transformers and the hub's client raise errors of many kinds
             what = f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
             raise ValueError(f"no language model can be read from {what!r}: {one_line(error, 300)}") from error
+        finally:
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
         if self.gguf_file:
             _forget_quantization(model)
         if tokenizer.pad_token_id is None:

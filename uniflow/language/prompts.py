@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from uniflow.core.errors import one_line
 from uniflow.core.numbers import CheckedNumbers, PositiveInt
 
 IMAGE = "<image>"  # where the image stands in a text, as in LLaVA's files
@@ -150,8 +149,8 @@ class Prompts(CheckedNumbers):
     """Makes tokens of conversations.
 
     Which tokens are trained is found by comparing prefixes: the conversation is tokenised whole, and up to before and
-    after each answer; the tokens between are the answer's. So it works for every template, and a token that reaches
-    over a boundary is not trained. There are never two BOS tokens in front.
+    after each answer; the tokens between are the answer's. So it works for every template. A token that reaches over
+    the boundary into an answer is trained with it. There are never two BOS tokens in front.
 
     Args:
         tokenizer: of transformers.
@@ -237,7 +236,7 @@ class Prompts(CheckedNumbers):
             ids.insert(0, self._bos)
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
-            raise PromptError(f"{name}: it begins with two BOS tokens: {one_line(text, 60)}")
+            raise PromptError(f"{name}: it begins with two BOS tokens: {text[:60]!r}")
         return ids
 
 

@@ -115,19 +115,22 @@ class AnswerHead(Head):
         return self.answerer.projector(features)
 
     def loss(self, prediction: Tensor, batch: dict[str, Any]) -> Tensor:
-        self.last = self.training_batch(prediction.shape[1], batch).to(prediction.device)
-        return self.answerer.loss(prediction, self.last)
+        self.last, images = self.prompts_of(prediction.shape[1], batch)
+        self.last = self.last.to(prediction.device)
+        groups = None if self.training else images.to(prediction.device)
+        return self.answerer.loss(prediction, self.last, groups)
 
-    def training_batch(self, image_tokens: int, batch: dict[str, Any]) -> TokenBatch:
-        """The prompts of a batch with their labels.
+    def prompts_of(self, image_tokens: int, batch: dict[str, Any]) -> tuple[TokenBatch, Tensor]:
+        """The prompts of a batch with their labels, and the number of each one's image.
 
         Raises:
             PromptError: if a sample cannot be trained on; it names the sample.
         """
-        chosen = list(conversations(batch, self.separate))
+        chosen = list(conversations(batch, self.separate, shuffle=self.training))
         prompts = [self.answerer.prompts.training(turns, name) for turns, _, name in chosen]
         numbers, names = [image for _, image, _ in chosen], [name for _, _, name in chosen]
-        return collate_prompts(prompts, numbers, image_tokens, self.answerer.pad_id, names=names)
+        made = collate_prompts(prompts, numbers, image_tokens, self.answerer.pad_id, names=names)
+        return made, torch.tensor(numbers)
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"vqa": AnswerAccuracy(self.kinds)})
@@ -212,9 +215,13 @@ class VisualQuestionTask(FeatureTask):
             raise ValueError(f"{type(self.language).__name__} has random weights: set tune_lm to full, not {tune_lm}")
         self.tune_lm, self.template, self.merge, self.norm = tune_lm, template, merge, norm
         self.max_tokens, self.init_projector = max_tokens, init_projector
-        adapters = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": lora_targets}
+        adapters: dict[str, Any] = {"lora_rank": lora_rank, "lora_alpha": lora_alpha, "lora_targets": lora_targets}
         self.lora = adapters if tune_lm == "lora" else {}
-        self._answering = {"separate": separate, "max_new_tokens": max_new_tokens, "answer_batch": answer_batch}
+        self._answering: dict[str, Any] = {
+            "separate": separate,
+            "max_new_tokens": max_new_tokens,
+            "answer_batch": answer_batch,
+        }
 
     def _make_head(self, spec: FeatureSpec) -> AnswerHead:
         lm, tokenizer = self.language.load()
@@ -310,13 +317,22 @@ class VisualQuestionTask(FeatureTask):
         self.answerer.lm.to(self.device)
 
 
-def conversations(batch: dict[str, Any], separate: bool) -> Iterator[tuple[list[Turn], int, str]]:
-    """What is trained on in a batch: turns, number of the image, name of the sample."""
+def conversations(
+    batch: dict[str, Any], separate: bool, shuffle: bool = False
+) -> Iterator[tuple[list[Turn], int, str]]:
+    """What is trained on in a batch: turns, number of the image, name of the sample.
+
+    Args:
+        batch: see `VisualQuestionTask`.
+        separate: each of an image's "questions" alone.
+        shuffle: bring an image's "questions" into a random order, by the step's own seed.
+    """
     names = batch.get("name") or [f"sample {number} of the batch" for number in range(len(batch["image"]))]
     for number, turns in enumerate(batch.get("conversation", [])):
         yield [_turn(turn) for turn in turns], number, names[number]
     for number, questions in enumerate(batch.get("questions", [])):
-        turns = [_turn(questions[i]) for i in torch.randperm(len(questions))]  # by the step's own seed
+        order = torch.randperm(len(questions)).tolist() if shuffle else range(len(questions))
+        turns = [_turn(questions[i]) for i in order]
         for chosen in [[turn] for turn in turns] if separate else [turns] if turns else []:
             yield with_image(chosen), number, names[number]
 

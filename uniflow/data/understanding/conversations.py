@@ -25,7 +25,7 @@ from uniflow.data.skipped import SkipLog
 
 MARK = "<image>"
 LARGEST = 2**34  # bytes of a JSON file
-ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
+HUMAN, ASSISTANT = ("human", "user"), ("gpt", "assistant")  # who speaks, under "from"
 
 
 class Conversations(ImageDataModule):
@@ -85,7 +85,8 @@ class Conversations(ImageDataModule):
         if size < 1:
             raise ValueError(f"Conversations: size must be at least 1, not {size}")
         self.files = {"train": train, "val": val, "test": test}
-        self.images, self.size, self.pad, self.by_length = Path(images).expanduser(), size, pad, by_length
+        self.images, self.pad, self.by_length = Path(images).expanduser(), pad, by_length
+        self.size = self.side = size
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.question_kinds: list[str] = []
         self._read: dict[str, list[dict[str, Any]]] = {}
@@ -153,7 +154,7 @@ class ConversationFiles(Dataset):
         self._ends = np.array(list(accumulate(map(len, texts), initial=0)))
         self.lengths = np.array([sum(len(t["question"]) + len(t["answer"]) for t in s["turns"]) for s in samples])
         self.folder, self.split, self.skip_log = module.images, split, module.skip_log
-        self.size, self.pad = (module.size, module.size), module.pad
+        self.side, self.pad = module.side, module.pad
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -161,11 +162,11 @@ class ConversationFiles(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         place = range(len(self))[int(index)]
         sample = json.loads(self._text[self._ends[place] : self._ends[place + 1]])
-        image = torch.zeros(3, *self.size, dtype=torch.uint8)
+        image = torch.zeros(3, self.side, self.side, dtype=torch.uint8)
         if sample["image"] is not None:
             path = self.folder / sample["image"]
             try:
-                image = fit_image(read_image(path), self.size, self.pad)
+                image = fit_image(read_image(path), (self.side, self.side), self.pad)
             except ImageReadError as error:
                 self.skip_log.add(self.split, str(path), error.reason)
                 return None
@@ -245,18 +246,28 @@ def _sample(entry: Any) -> dict[str, Any]:
         raise ValueError(f"it has {len(said)} turns, not pairs of human and gpt")
     turns = []
     for first, second in zip(said[::2], said[1::2], strict=True):
-        pair = {ROLES.get(t.get("from")): t.get("value") for t in (first, second) if isinstance(t, dict)}
-        if set(pair) != {"question", "answer"} or ROLES.get(first.get("from")) != "question":
-            raise ValueError("its turns do not alternate between human and gpt")
-        if not all(isinstance(text, str) for text in pair.values()) or not pair["answer"].strip():
+        question, answer = _said(first, HUMAN), _said(second, ASSISTANT).strip()
+        if not answer:
             raise ValueError("it has an empty answer")
-        turns.append({**pair, "answer": pair["answer"].strip(), **({"kind": k} if (k := first.get("kind")) else {})})
+        kind = {"kind": str(first["kind"])} if "kind" in first else {}
+        turns.append({"question": question, "answer": answer, **kind})
     marks = sum((turn["question"] + turn["answer"]).count(MARK) for turn in turns)
     if marks > 1 or (marks and image is None):
         raise ValueError(f"it says {MARK} {marks} times and has {'no' if image is None else 'one'} image")
     if image is not None and not marks:
         turns[0]["question"] = f"{MARK}\n{turns[0]['question']}"
     return {"image": image, "turns": turns}
+
+
+def _said(turn: Any, roles: Sequence[str]) -> str:
+    """The text of one turn.
+
+    Raises:
+        ValueError: if it is not a text of one of these roles.
+    """
+    if not isinstance(turn, dict) or turn.get("from") not in roles or not isinstance(turn.get("value"), str):
+        raise ValueError("its turns do not alternate between texts of human and gpt")
+    return turn["value"]
 
 
 def fit_image(image: Tensor, size: tuple[int, int], pad: bool = True) -> Tensor:
