@@ -147,3 +147,10 @@ def test_padding_is_on_the_left_for_answering():
 def test_a_text_template_needs_a_place_for_its_text():
     with pytest.raises(ValueError, match=r"TextTemplate.answer must hold \{\} once"):
         TextTemplate(answer="yes")
+    with pytest.raises(ValueError, match=r"TextTemplate.question must hold \{\} once"):
+        TextTemplate(question="{}{}")
+
+
+def test_a_question_of_the_template_stands_in_place_of_the_samples():
+    prompts = Prompts(tokenizer(), TextTemplate("", "<image>", "{}\n"))
+    assert words(prompts, prompts.training(TURNS[:1])) == ["<bos>", "<image>", "red"]

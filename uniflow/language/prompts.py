@@ -105,16 +105,16 @@ class ChatTemplate(Template):
 class TextTemplate(Template):
     """A template of plain text: `system`, then for each turn `question` and `answer`, in which {} is the text.
 
-    The defaults are those of LLaVA-1.5 (Vicuna); {eos} is the tokenizer's end token. LLaVA's first stage trains on
-    captions with `question: "{}"` and `answer: "{}\\n"`.
+    The defaults are those of LLaVA-1.5 (Vicuna); {eos} is the tokenizer's end token. LLaVA's first stage leaves the
+    instruction out: `question: "<image>"`, `answer: "{}\\n"`.
 
     Args:
         system: text in front.
-        question: how a question is written.
+        question: how a question is written; without {} it stands in place of every question.
         answer: how an answer is written; what of it stands before {} is not trained.
 
     Raises:
-        ValueError: if question or answer lack {}.
+        ValueError: if the answer lacks {}, or one of the two has it twice.
     """
 
     adds_bos = True
@@ -126,8 +126,8 @@ class TextTemplate(Template):
         question: str = "USER: {} ASSISTANT:",
         answer: str = " {}{eos}",
     ) -> None:
-        for name, text in (("question", question), ("answer", answer)):
-            if text.count("{}") != 1:
+        for name, text, least in (("question", question, 0), ("answer", answer, 1)):
+            if not least <= text.count("{}") <= 1:
                 raise ValueError(f"TextTemplate.{name} must hold {{}} once, where the text goes, not {text!r}")
         self.system, self.question, self.answer = system, question, answer
 
