@@ -151,6 +151,6 @@ def test_a_text_template_needs_a_place_for_its_text():
         TextTemplate(question="{}{}")
 
 
-def test_a_question_of_the_template_stands_in_place_of_the_samples():
-    prompts = Prompts(tokenizer(), TextTemplate("", "<image>", "{}\n"))
-    assert words(prompts, prompts.training(TURNS[:1])) == ["<bos>", "<image>", "red"]
+def test_a_template_without_questions_keeps_the_image():
+    prompts = Prompts(tokenizer(), TextTemplate("", "", "{}\n"))
+    assert words(prompts, prompts.training(TURNS)) == ["<bos>", "<image>", "red", "3"]

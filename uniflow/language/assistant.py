@@ -19,7 +19,7 @@ from uniflow.data.understanding.conversations import fit_image
 from uniflow.encoders.base import VisionEncoder
 from uniflow.features import BlankSource, EncoderSource, FeatureSource, LatentSource, TokenizerSource
 from uniflow.language.answers import Answerer
-from uniflow.language.models import LanguageModel, PretrainedLM
+from uniflow.language.models import LanguageModel, PretrainedLM, without_bars
 from uniflow.language.projector import Projector
 from uniflow.language.prompts import IMAGE, ChatTemplate, Prompts, Template, TextTemplate, Turn
 from uniflow.tokenizer.saving import load_strictly, read_json, read_tensors
@@ -202,7 +202,8 @@ def save_assistant(
     if lora:
         _write_tensors(part("adapters."), folder / ADAPTERS)
     if answerer.tune == "full":
-        answerer.lm.save_pretrained(folder / LM, state_dict=part("lm."))
+        with without_bars():
+            answerer.lm.save_pretrained(folder / LM, state_dict=part("lm."))
         answerer.tokenizer.save_pretrained(folder / LM)
     template = answerer.prompts.template
     config = {

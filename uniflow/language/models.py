@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -73,19 +75,15 @@ class PretrainedLM(LanguageModel):
         if self.revision:
             where["revision"] = self.revision
         weights = {} if self.gguf_file else {"use_safetensors": True}
-        bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **where)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=getattr(torch, self.dtype), trust_remote_code=False, **where, **weights
-            )
+            with without_bars():
+                tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **where)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    self.name, dtype=getattr(torch, self.dtype), trust_remote_code=False, **where, **weights
+                )
         except Exception as error:  # transformers and the hub's client raise errors of many kinds
             what = f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
             raise ValueError(f"no language model can be read from {what!r}: {one_line(error, 300)}") from error
-        finally:
-            if bars:
-                transformers.utils.logging.enable_progress_bar()
         if self.gguf_file:
             _forget_quantization(model)
         if tokenizer.pad_token_id is None:
@@ -186,6 +184,19 @@ def _forget_quantization(model: Any) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without the progress bars of transformers, which a small model's files are not worth."""
+    logging = require_transformers().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def require_transformers() -> Any:

@@ -106,11 +106,11 @@ class TextTemplate(Template):
     """A template of plain text: `system`, then for each turn `question` and `answer`, in which {} is the text.
 
     The defaults are those of LLaVA-1.5 (Vicuna); {eos} is the tokenizer's end token. LLaVA's first stage leaves the
-    instruction out: `question: "<image>"`, `answer: "{}\\n"`.
+    instruction out: `question: ""`, `answer: "{}\\n"`.
 
     Args:
         system: text in front.
-        question: how a question is written; without {} it stands in place of every question.
+        question: how a question is written; without {} the question is left out, and its image stays.
         answer: how an answer is written; what of it stands before {} is not trained.
 
     Raises:
@@ -138,7 +138,8 @@ class TextTemplate(Template):
         before, _, after = self.answer.replace("{eos}", tokenizer.eos_token or "").partition("{}")
         text = self.system
         for number, turn in enumerate(turns):
-            text += self.question.replace("{}", turn.question)
+            image = IMAGE if IMAGE in turn.question and "{}" not in self.question else ""
+            text += image + self.question.replace("{}", turn.question)
             # A space in front of an answer is part of its first word: of a question it would be a token of its own.
             last = ask and number == len(turns) - 1
             text += before.rstrip(" ") if last else f"{before}{turn.answer}{after}"
