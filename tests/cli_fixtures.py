@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import shutil
 import signal
@@ -206,6 +207,21 @@ def write_photos(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"
     return folder
 
 
+def write_conversations(path: Path, count: int = 6) -> Path:
+    """A file of conversations about the pictures of `write_photos`; each third is text alone."""
+    samples: list[dict[str, Any]] = []
+    for number in range(count):
+        turns = [{"from": "human", "value": "<image>\nWhat color?"}, {"from": "gpt", "value": "red"}]
+        turns += [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": str(number)}]
+        sample = {"id": f"talk{number}", "image": f"train/class{number % 2}/{number % 4}.png", "conversations": turns}
+        if number % 3 == 2:
+            del sample["image"]
+            turns[0]["value"] = "What color?"
+        samples.append(sample)
+    path.write_text(json.dumps(samples))
+    return path
+
+
 def write_shards(folder: Path) -> dict[str, str]:
     """One shard of four pictures for each split: split -> path."""
     photos = write_photos(folder / "for_shards")
@@ -245,6 +261,27 @@ def write_nyu(folder: Path) -> Path:
 
 def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     """Options that point the data module of a resolved configuration at a source made in `folder`."""
+    return tiny_vision_language(config, folder) + tiny_images(config, folder)
+
+
+def tiny_vision_language(config: dict[str, Any], folder: Path) -> list[str]:
+    """Options for a recipe of `VisualQuestionTask`: a language model made in `folder`, an encoder without weights."""
+    arguments = config["model"].get("init_args", {})
+    language = arguments.get("lm")
+    if _class_name(language) != "PretrainedLM":
+        return []
+    from tiny_language import write_lm
+
+    # In its own words, not as the recipe spells its name.
+    options = ["--model.lm.name", str(write_lm(folder / "lm")), "--model.lm.gguf_file", "null"]
+    options += ["--model.lora_targets", "null", "--model.init_projector", "null"]
+    if "encoder" in arguments["source"]["init_args"]:
+        options += ["--model.source.encoder", "SceneViT", "--model.source.encoder.weights", "null", "--data.size", "32"]
+    return options
+
+
+def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
+    """Options that point the data module at images, shards or conversations made in `folder`."""
     if config["model"].get("init_args", {}).get("unlabelled"):
         return ["--model.unlabelled.root", str(write_photos(folder / "photos"))]
     name = config["data"]["class_path"].rpartition(".")[2]
@@ -255,6 +292,11 @@ def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
     if name == "NYUv2":
         options = ["--data.size", "48", "--data.buckets", "[[48, 64]]", "--data.val_fraction", "0.4"]
         return ["--data.root", str(write_nyu(folder / "nyu")), *options]
+    if name == "Conversations":
+        photos = write_photos(folder / "photos", ("train",))
+        return ["--data.train", str(write_conversations(folder / "talk.json")), "--data.images", str(photos)] + [
+            word for split in ("val", "test") for word in (f"--data.{split}", str(folder / "talk.json"))
+        ]
     if name == "WebDataset":
         paths = write_shards(folder)
         return [word for split, path in paths.items() for word in (f"--data.{split}", path)]

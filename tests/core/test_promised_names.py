@@ -35,7 +35,7 @@ PROMISED = {
     "uniflow.sharding.strategy": "FSDP2",
     "uniflow.start": "Regression",
     "uniflow.tasks": "ClassificationTask DepthTask DetectionTask FeatureTask FusedAdamW GenerationTask Pretraining "
-    "SegmentationTask Task TokenizerTask",
+    "SegmentationTask Task TokenizerTask VisualQuestionTask",
     "uniflow.training": "ConstantSchedule CosineSchedule FusedAdamW LinearSchedule Piecewise Schedule Warmup",
     # Configs of earlier versions.
     "uniflow.callbacks.ema": "EMA",

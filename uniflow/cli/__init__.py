@@ -62,6 +62,7 @@ TOOLS = {
         "uniflow.tools.look:look",
         "show an image's features, similarities, latents and errors",
     ),
+    "chat": ("uniflow.tools.chat:chat", "ask about an image: an assistant made by a fit of VisualQuestionTask answers"),
     "export": ("uniflow.tools.export:export", "write encode and decode as torch.export programs and as ONNX"),
     "consolidate": (
         "uniflow.tools.consolidate:consolidate",

@@ -9,6 +9,7 @@ from uniflow.tasks.generation import GenerationTask
 from uniflow.tasks.pretraining import Pretraining
 from uniflow.tasks.segmentation import SegmentationTask
 from uniflow.tasks.tokenizer import TokenizerTask
+from uniflow.tasks.vqa import VisualQuestionTask
 from uniflow.training.optimizers import FusedAdamW
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "SegmentationTask",
     "Task",
     "TokenizerTask",
+    "VisualQuestionTask",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -123,10 +124,14 @@ class FeatureTask(Task):
         losses: dict[str, Tensor] = {}
         for name, head in self.named_heads(labelled):
             # Losses are computed in float32 whatever the precision of the source's pass is.
-            with without_autocast(self.device):
+            with self.head_precision():
                 parts = head.losses(head(exact_features(features)), batch)
             losses |= {f"{name}_{part}" if part else name: head.weight * loss for part, loss in parts.items()}
         return losses
+
+    def head_precision(self) -> AbstractContextManager[Any]:
+        """Around the heads and their losses: float32, whatever the precision of training is."""
+        return without_autocast(self.device)
 
     def named_heads(self, labelled: bool = True) -> list[tuple[str, Head]]:
         """The heads by name; without labels, those that need none."""
@@ -202,7 +207,7 @@ class FeatureTask(Task):
         features = self.features(batch["image"])
         inputs = exact_features(features)
         for name, head in self.named_heads():
-            with without_autocast(self.device):
+            with self.head_precision():
                 prediction = head(inputs)
                 loss = head.weight * head.loss(prediction, batch)
                 head.update_metrics(self._metrics[name], prediction, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from uniflow.core.errors import one_line
 from uniflow.core.numbers import PositiveInt
+from uniflow.language.assistant import Assistant
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -140,8 +140,7 @@ class AssistantModel:
     @classmethod
     def from_pretrained(cls, folder: str, device: str = "cpu") -> Self:
         """Load the folder; raises as `Assistant.from_pretrained`."""
-        assistant = importlib.import_module("uniflow.language.assistant").Assistant
-        return cls(assistant.from_pretrained(folder).to(device))
+        return cls(Assistant.from_pretrained(folder).to(device))
 
     def __call__(self, images: list[Image.Image], prompts: list[str], max_new_tokens: PositiveInt) -> list[str]:
         pixels = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
