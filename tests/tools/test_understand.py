@@ -7,6 +7,7 @@ import pytest
 import torch
 from cli_fixtures import REPOSITORY
 
+from uniflow import Tokenizer
 from uniflow.ablation import launch
 from uniflow.cli import main
 from uniflow.tools.understand import TASKS, _source_option
@@ -56,6 +57,13 @@ def test_every_source_runs_and_lands_in_one_file(recipe, uniflow, project):
     assert "5 finished before" in again.out
     assert "--redo" in uniflow(*words, *compared, "--seed", "1").error
     assert "made with other settings" in uniflow(*words, "--options", '{"trainer.max_steps": 3}').error
+    # A tokenizer that is written anew makes its own runs outdated, and no others.
+    Tokenizer.from_pretrained("embedded").save_pretrained(project / "later")
+    more = uniflow(*words, "--compare", '{"other": "embedded", "later": "later"}')
+    assert (more.code, "6 runs, 5 finished before" in more.out) == (0, True)
+    Tokenizer.from_pretrained("embedded").save_pretrained(project / "later")
+    assert "1 runs, such as" in uniflow(*words, "--compare", '{"later": "later"}').error
+
     redone = uniflow(*words, "--options", '{"trainer.max_steps": 3}', "--redo", "true")
     assert redone.code == 0
     assert "4 runs, 0 finished before" in redone.out

@@ -96,7 +96,7 @@ def understand(
         ]
     every = [run for group in runs.values() for run in group]
     check_options(every)
-    _discard([run for run in every if is_outdated(run) or _is_older(run, [tokenizer, *(compare or {}).values()])], redo)
+    _discard([run for run in every if is_outdated(run) or _is_older(run)], redo)
     waiting = [run for run in every if standing(run).state != FINISHED]
     print(f"{len(runs)} tasks, {len(every)} runs, {len(every) - len(waiting)} finished before", flush=True)
     if waiting:
@@ -182,12 +182,15 @@ def _source_option(source: Source, layers: Any) -> dict[str, Any]:
     return {"model.source": {**source, "init_args": {**source["init_args"], "layers": layers}}}
 
 
-def _is_older(run: Run, tokenizers: Sequence[str]) -> bool:
-    """Whether a run was made before one of the tokenizers was written."""
-    files = [path / "model.safetensors" if path.is_dir() else path for path in map(Path, tokenizers)]
-    written = [file.stat().st_mtime for file in files if file.is_file()]
+def _is_older(run: Run) -> bool:
+    """Whether a run was made before the tokenizer that it judges was written."""
+    named = run.options["model.source"]["init_args"].get("tokenizer")
     state = standing(run)
-    return bool(state.started) and any(state.attempt < time for time in written)
+    if named is None or not state.started:
+        return False
+    path = Path(named)
+    file = path / "model.safetensors" if path.is_dir() else path
+    return file.is_file() and state.attempt < file.stat().st_mtime
 
 
 def _discard(outdated: Sequence[Run], redo: bool) -> None:
