@@ -1,5 +1,6 @@
 """The task of visual question answering: what it learns, logs, saves and refuses."""
 
+import json
 from functools import partial
 
 import pytest
@@ -214,6 +215,17 @@ def test_a_source_of_ones_own_trains_and_no_assistant_is_written(tmp_path):
     with pytest.warns(UserWarning, match="RUN/assistant is not written: a OwnSource cannot be saved"):
         trained(tmp_path, source=OwnSource)
     assert not (tmp_path / "assistant" / "assistant.json").exists()
+
+
+def test_a_damaged_assistant_is_refused_in_one_line(tmp_path):
+    trained(tmp_path, source=ENCODER)
+    path = tmp_path / "assistant" / "assistant.json"
+    config = json.loads(path.read_text())
+    for change in ({"vision": None}, {"template": {"class": "os"}}, {"projector": {"nothing": 1}}, {"format": 9}):
+        path.write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match="does not describe an assistant|of format 1") as caught:
+            Assistant.from_pretrained(path.parent)
+        assert "\n" not in str(caught.value)
 
 
 def test_chat_answers_and_says_what_is_missing(tmp_path, uniflow, batch):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from uniflow.core.atomic import replacing
+from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
 from uniflow.core.part import build_part, own_class, part_config
 from uniflow.data.understanding.conversations import fit_image
@@ -74,6 +75,15 @@ class Assistant:
         config = read_json(folder / CONFIG)
         if config.get("format") != FORMAT:
             raise ValueError(f"this uniflow reads assistants of format {FORMAT}, not {config.get('format')!r}")
+        try:
+            return cls._build(folder, config, lm, gguf_file, tokenizer)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / CONFIG} does not describe an assistant: {one_line(error, 200)}") from error
+
+    @classmethod
+    def _build(
+        cls, folder: Path, config: Mapping[str, Any], lm: str | None, gguf_file: str | None, tokenizer: str | None
+    ) -> Self:
         source = load_source(folder / VISION, config["vision"])
         if tokenizer is not None:
             if not isinstance(source, EncoderSource):
