@@ -223,7 +223,7 @@ def test_a_damaged_assistant_is_refused_in_one_line(tmp_path):
     config = json.loads(path.read_text())
     for change in ({"vision": None}, {"template": {"class": "os"}}, {"projector": {"nothing": 1}}, {"format": 9}):
         path.write_text(json.dumps({**config, **change}))
-        with pytest.raises(ValueError, match="does not describe an assistant|of format 1") as caught:
+        with pytest.raises(ValueError, match=r"does not describe an assistant|of format 1") as caught:
             Assistant.from_pretrained(path.parent)
         assert "\n" not in str(caught.value)
 
