@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.heads import FasterRCNNHead, FCOSHead, MaskRCNNHead
@@ -114,7 +115,7 @@ def test_what_is_found_after_training_on_one_image(kind):
     """Box, label and mask come back in pixels and labels of the batch, and nothing on the empty image."""
     head = make(kind, score_threshold=0.3)
     optimizer = torch.optim.AdamW(head.parameters(), 3e-3)
-    for _ in range(45):
+    for _ in range(45 if kind == "fcos" else 80):  # two steps draw their samples, and take longer
         optimizer.zero_grad()
         head.loss(head(features()), batch()).backward()
         optimizer.step()
@@ -122,7 +123,7 @@ def test_what_is_found_after_training_on_one_image(kind):
         prediction = head(features())
         found = head.detect(prediction, batch()["image"])
     assert found[0]["labels"][0] == 2
-    torch.testing.assert_close(found[0]["boxes"][0], batch()["boxes"][0][0], atol=5, rtol=0)
+    assert box_iou(found[0]["boxes"][:1], batch()["boxes"][0]) > 0.6
     assert len(found[1]["boxes"]) == 0
     if kind == "mask":
         assert found[0]["masks"].shape[1:] == (70, 56)
@@ -148,8 +149,13 @@ def test_settings_of_results_change_them(kind):
     assert 0 < len(kept) < len(every)
     assert (kept > threshold).all()
     assert len(make(kind, score_threshold=0.0, max_detections=5).detect(prediction, images)[0]["scores"]) == 5
-    few = make(kind, score_threshold=0.0, nms_threshold=0.01).detect(prediction, images)[0]["scores"]
-    assert not torch.equal(few, every[: len(few)])
+    counts = [
+        len(
+            make(kind, score_threshold=0.0, max_detections=5000, nms_threshold=t).detect(prediction, images)[0]["boxes"]
+        )
+        for t in (0.01, 0.9)
+    ]
+    assert counts[0] < counts[1]
 
 
 @pytest.mark.parametrize(
