@@ -100,7 +100,7 @@ def test_training_lowers_the_loss_and_logs(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [{"merge": 2}, {"norm": False}, {"separate": True}, {"template": TextTemplate()}, {"max_tokens": 20}],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_settings_change_the_loss(batch, change):
     def loss(**kwargs):
@@ -114,7 +114,11 @@ def test_settings_change_the_loss(batch, change):
     assert loss(**change) != loss()
 
 
-@pytest.mark.parametrize("change", [{"lora_rank": 2}, {"lora_targets": ["q_proj"]}, {"lora_alpha": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [{"lora_rank": 2}, {"lora_targets": ["q_proj"]}, {"lora_alpha": 1.0}],
+    ids=lambda change: next(iter(change)),
+)
 def test_settings_of_adapters_change_the_training(tmp_path, lm, change):
     def weights(**kwargs):
         return trained(tmp_path, lm=lm, tune_lm="lora", **kwargs)[0].answerer.adapters.state_dict()
