@@ -17,6 +17,7 @@ SLOTS = {
     "bottlenecks": "model.bottleneck",
     "decoders": "model.decoder",
     "weightings": "model.weighting",
+    "generators": "model.generator",
     "data": "data",
 }
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
@@ -64,7 +65,10 @@ def test_component_parses_in_its_slot(resolve: Resolve, file: Path) -> None:
     option = SLOTS[file.parent.name]
     needed = {"model.encoder": "SceneViT", "data": "Scenes"}
     needed.pop(option, None)
-    options = ["--model", "TokenizerTask", *(word for k, v in needed.items() for word in (f"--{k}", v))]
+    task = ["GenerationTask", "--model.tokenizer", "embedded"] if option == "model.generator" else ["TokenizerTask"]
+    if task[0] == "GenerationTask":
+        needed.pop("model.encoder")
+    options = ["--model", *task, *(word for k, v in needed.items() for word in (f"--{k}", v))]
     node: Any = resolve(*options, f"--{option}", str(file))
     for part in option.split("."):
         node = node["init_args"][part] if "class_path" in node else node[part]

@@ -16,13 +16,12 @@ from jsonargparse._typehints import get_all_subclass_paths, get_subclass_types
 from jsonargparse._util import import_object
 
 from uniflow.cli.shipped import shipped, suggestion
+from uniflow.core.errors import listed
 from uniflow.core.moved import RENAMED
 from uniflow.core.numbers import RangedNumber
 
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-SHOWN = 6  # known names in one message, if there are many
-MANY = 17
 
 
 def value_problem(value: Any, typehint: Any) -> str | None:
@@ -136,11 +135,6 @@ def known_classes(bases: Iterable[type]) -> list[str]:
     return sorted(ours) + sorted(others - ours)
 
 
-def _listed(known: list[str]) -> str:
-    more = f", ... ({len(known)} in all)" if len(known) > MANY else ""
-    return ", ".join(known[:SHOWN] if more else known) + more or "none"
-
-
 def _holds_mapping(value: Any) -> bool:
     return isinstance(value, list) and any(hasattr(item, "get") for item in value)
 
@@ -152,4 +146,4 @@ def _suggestion(name: str, known: list[str]) -> str:
     files = [Path(file).name for file in shipped("component")]
     close = close or difflib.get_close_matches(name, files, n=1, cutoff=0.7)
     guess = f"; did you mean {close[0]}?" if close else ";"
-    return f"{guess} known: {_listed(known)}, or a class path such as my_package.MyClass"
+    return f"{guess} known: {listed(known)}, or a class path such as my_package.MyClass"

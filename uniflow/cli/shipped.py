@@ -11,6 +11,7 @@ from typing import Literal
 
 import uniflow
 from uniflow.cli.errors import UserError
+from uniflow.core.errors import listed
 
 Kind = Literal["recipe", "ablation", "component"]
 SUFFIXES = (".yaml", ".yml")
@@ -92,7 +93,7 @@ def suggestion(name: str, kind: Kind) -> str:
     close = difflib.get_close_matches(stem, stems, n=1)
     if close:
         return f"; did you mean {stems[close[0]]}?"
-    return f"; known: {', '.join(stems)}" if kind != "component" else ""
+    return f"; known: {listed(list(stems))}" if kind != "component" else ""
 
 
 def _kind(file: Path) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -30,3 +31,15 @@ def write_trace(folder: Path, error: BaseException, rank: int = 0) -> Path:
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(traceback.format_exception(error)) + "\n")
     return path
+
+
+def listed(names: Sequence[str], room: int = 180) -> str:
+    """Names with commas between them; of more than `room` characters the first ones, and how many there are."""
+    if len(", ".join(names)) <= room:
+        return ", ".join(names) or "none"
+    shown: list[str] = []
+    for name in names:
+        if len(", ".join([*shown, name])) > room:
+            break
+        shown.append(name)
+    return f"{', '.join(shown)}, ... ({len(names)} in all)"
