@@ -118,14 +118,16 @@ def _images(draw: random.Random, number: int) -> Iterator[Case]:
 
 
 def _shards(draw: random.Random, number: int) -> Iterator[Case]:
-    with webdataset.TarWriter("whole.tar") as shard:
-        for index in range(4):
-            shard.write({"__key__": f"{index:06d}", "png": Path("good.png").read_bytes(), "cls": str(index % 2)})
+    for split in ("train", "val", "whole"):  # no two splits may share a shard
+        with webdataset.TarWriter(f"{split}.tar") as shard:
+            for index in range(4):
+                key = f"{split}{index:06d}"
+                shard.write({"__key__": key, "png": Path("good.png").read_bytes(), "cls": str(index % 2)})
     for index in range(20):
         file = Path(f"shard_{number}_{index}.tar")
         content = Path("whole.tar").read_bytes()
         file.write_bytes(_changed(content, draw, (b"", b"\0" * 512, b"\xff" * 64)) if index else content)
-        words = ["evaluate", "embedded", "--data", "WebDataset", "--data.train", "whole.tar", "--data.val", "whole.tar"]
+        words = ["evaluate", "embedded", "--data", "WebDataset", "--data.train", "train.tar", "--data.val", "val.tar"]
         words += ["--data.size", "32", "--data.num_workers", "0", "--data.batch_size", "2", "--data.test", str(file)]
         yield f"shards {file.name}", _command(words, good=index == 0)
 
