@@ -91,7 +91,8 @@ def test_wrong_options_are_refused_before_anything_runs(recipe, uniflow, project
 
 def test_layers_are_those_of_the_recipe_where_a_source_has_layers():
     latents = {"class_path": "uniflow.features.LatentSource", "init_args": {"tokenizer": "x"}}
-    student = {"class_path": "uniflow.features.TokenizerSource", "init_args": {"tokenizer": "x"}}
+    student = {"class_path": "uniflow.features.TokenizerSource", "init_args": {"tokenizer": "x", "layers": "last"}}
+    assert _source_option(student, None) == {"model.source": student}
     assert _source_option(latents, 4) == {"model.source": latents}
     assert _source_option(student, 4)["model.source"]["init_args"] == {"tokenizer": "x", "layers": 4}
 

@@ -33,7 +33,7 @@ class GenerationTask(Task):
     """Trains a generator of normalised latents; the run leaves `RUN/generator`.
 
     Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the condition reads. The tokenizer
-    is frozen and outside the module tree. Validation logs `val/flow`, the loss at five fixed times with noise of each
+    is frozen and outside the module tree. Validation logs `val/loss`, the loss at five fixed times with noise of each
     image's own. `uniflow test` generates an image for the condition of each test image, and logs for each of
     `eval_guidance` what `judge_generated` gives; the second strength of guidance has the suffix `_gSTRENGTH`.
 
@@ -49,7 +49,7 @@ class GenerationTask(Task):
         ValueError: if the tokenizer has no latent statistics.
     """
 
-    monitor = ("val/flow", "min")
+    monitor = ("val/loss", "min")
 
     def __init__(
         self,
@@ -146,7 +146,8 @@ class GenerationTask(Task):
         for time in VALIDATION_TIMES:
             times = torch.full((len(latents),), time, device=latents.device)
             losses = self.network.validation_loss(latents, noise, times, conditioning)
-            for name, loss in losses.items():
+            # The sum too, by which checkpoints are chosen: every generator names its losses as it likes.
+            for name, loss in {**losses, "loss": torch.stack(list(losses.values())).sum()}.items():
                 self._averages.update(f"val/{name}", loss, count=len(latents))
 
     def on_validation_epoch_end(self) -> None:

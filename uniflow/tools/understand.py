@@ -153,10 +153,10 @@ def _sources(tokenizer: str, compare: Mapping[str, str], teacher: str | None) ->
     if taken := [name for name in compare if name in fixed or not name.isidentifier()]:
         raise ValueError(f"--compare: {taken[0]!r} cannot be a name; take a word that is not one of {', '.join(fixed)}")
     return {
-        "teacher": _class("EncoderSource", encoder=encoder),
-        "student": _class("TokenizerSource", tokenizer=tokenizer),
+        "teacher": _class("EncoderSource", encoder=encoder, layers="last"),
+        "student": _class("TokenizerSource", tokenizer=tokenizer, layers="last"),
         "latents": _class("LatentSource", tokenizer=tokenizer, normalize=model.latent_statistics is not None),
-        **{name: _class("TokenizerSource", tokenizer=path) for name, path in compare.items()},
+        **{name: _class("TokenizerSource", tokenizer=path, layers="last") for name, path in compare.items()},
         "baseline": _class("BlankSource", patch_size=spec.patch_size, embed_dim=spec.embed_dim),
     }
 
@@ -177,7 +177,7 @@ def _class(name: str, **init_args: Any) -> Source:
 
 def _source_option(source: Source, layers: Any) -> dict[str, Any]:
     """The option that sets a source, with the recipe's layers where the source has layers."""
-    if layers is None or not source["class_path"].endswith(("EncoderSource", "TokenizerSource")):
+    if layers is None or "layers" not in source["init_args"]:
         return {"model.source": source}
     return {"model.source": {**source, "init_args": {**source["init_args"], "layers": layers}}}
 
