@@ -33,7 +33,7 @@ def write_trace(folder: Path, error: BaseException, rank: int = 0) -> Path:
     return path
 
 
-def listed(names: Sequence[str], room: int = 180) -> str:
+def listed(names: Sequence[str], room: int = 100) -> str:
     """Names with commas between them; of more than `room` characters the first ones, and how many there are."""
     if len(", ".join(names)) <= room:
         return ", ".join(names) or "none"
