@@ -64,9 +64,10 @@ def describe(typehint: Any) -> list[str]:
 
 def function_problem(value: Any, typehint: Any) -> str | None:
     """Why `value`, which names a function, is refused for a slot that takes a class; None if it does not."""
-    bases = get_subclass_types(typehint, also_containers=True, callable_return=True)
-    for name in _class_names(value) if bases else ():
-        if "." in name and not inspect.isclass(import_object(name)):
+    names = [name for name in _class_names(value) if "." in name]
+    bases = get_subclass_types(typehint, also_containers=True, callable_return=True) if names else None
+    for name in names if bases else ():
+        if not inspect.isclass(import_object(name)):
             return f"{name} is not a class: {' or '.join(base.__name__ for base in bases or ())} is expected"
     return None
 

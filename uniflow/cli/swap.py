@@ -96,7 +96,8 @@ def _call(self: ActionTypeHint, *args: Any, **kwargs: Any) -> Any:
 
 def _check_type(self: ActionTypeHint, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
     """A value from a file or an option: a component file does not see what was in its slot; class names get help."""
-    value = _shipped(value, self.dest) if get_subclass_types(self._typehint, callable_return=True) else value
+    if isinstance(value, str) and get_subclass_types(self._typehint, callable_return=True):
+        value = _shipped(value, self.dest)
     in_slot = isinstance(cfg, Namespace) and self.dest in cfg and not _is_path(self._typehint)
     if in_slot and read_component(value) is not None:
         cfg = cfg.clone()
