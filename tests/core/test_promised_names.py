@@ -15,7 +15,8 @@ PROMISED = {
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
     "uniflow.conditions": "Condition LabelCondition NoCondition",
-    "uniflow.data": "ADE20K COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 Scenes WebDataset",
+    "uniflow.data": "ADE20K CachedLatents COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 "
+    "Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "

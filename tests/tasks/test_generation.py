@@ -88,6 +88,22 @@ def test_dropping_every_condition_changes_the_training(recipe, uniflow, project)
     assert not torch.equal(losses["told"], losses["untold"])
 
 
+def test_cached_latents_train_a_generator_of_their_tokenizer_only(recipe, uniflow, project):
+    data = ("--data.class_path", "Scenes", "--data.size", "16", "--data.train_length", "8", "--data.val_length", "4")
+    encoded = uniflow("encode", "--tokenizer", "embedded", *data, "--data.num_workers", "0", "--out", "cached")
+    assert encoded.code == 0, encoded.err
+    words = ("fit", "-c", recipe, "--data", "CachedLatents", "--data.root", "cached", "--data.batch_size", "4")
+    words += ("--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
+    result = uniflow(*words, "--run", "run")
+    assert result.code == 0, result.err
+    assert (project / "run/images/val_0000001.png").is_file()
+    assert "the test judges images" in uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last").error
+    index = json.loads((project / "cached/index.json").read_text())
+    index["tokenizer"]["weights"] = "0123456789ab"
+    (project / "cached/index.json").write_text(json.dumps(index))
+    assert "of another tokenizer (weights 0123456789ab) than embedded" in uniflow(*words, "--run", "refused").error
+
+
 def test_a_checkpoint_goes_with_its_tokenizer(recipe, uniflow, project):
     assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
     other = Tokenizer.from_pretrained("embedded")
