@@ -14,7 +14,7 @@ PROMISED = {
     "ProjectedBottleneck QuantizedBottleneck VQBottleneck",
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
-    "uniflow.conditions": "Condition LabelCondition NoCondition",
+    "uniflow.conditions": "Condition LabelCondition NoCondition TextCondition",
     "uniflow.data": "ADE20K CachedLatents COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 "
     "Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_language import write_lm
 
 from uniflow import Tokenizer
 from uniflow.generators import Generator
@@ -141,6 +142,19 @@ def test_what_cannot_be_trained_is_refused(recipe, uniflow, project, words, mess
 )
 def test_sample_refuses_in_one_line(uniflow, words, message):
     assert message in uniflow("sample", *words).error
+
+
+def test_captions_are_told_and_prompts_sampled(recipe, uniflow, project):
+    text = ("--model.condition", "TextCondition", "--model.condition.name", str(write_lm(project / "lm")))
+    text += ("--data.fields", "[caption]", "--model.condition.width", "8", "--model.condition.token_width", "8")
+    result = uniflow("fit", "-c", recipe, "--run", "run", *text, "--trainer.max_steps", "1", "--images", "null")
+    assert result.code == 0, result.err
+    sample = ("sample", "--generator", "run/generator", "--count", "1", "--device", "cpu", "--out", "out")
+    assert "told each image's caption in training" in uniflow(*sample, "--classes", "1").error
+    assert "not both" in uniflow(*sample, "--classes", "1", "--prompt", "star").error
+    (project / "lm").rename(project / "moved")
+    assert "no text encoder can be read from" in uniflow(*sample, "--prompt", "star").error
+    assert uniflow(*sample, "--prompt", "star", "--text_encoder", "moved").code == 0
 
 
 def test_a_generation_is_planned(recipe, uniflow):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from uniflow.metrics.features import weights_hash
+from uniflow.core.tensors import weights_hash
 from uniflow.tokenizer import Tokenizer
 
 

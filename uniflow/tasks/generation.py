@@ -14,13 +14,13 @@ from uniflow.conditions import Condition, NoCondition
 from uniflow.core.numbers import NonNegativeFloat
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import ConditionSpec, LatentSpec
+from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
 from uniflow.generators import DiT, Generator, LatentGenerator
 from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
 from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for
-from uniflow.metrics.features import weights_hash
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.base import Stage, Task
 from uniflow.tokenizer import Tokenizer
