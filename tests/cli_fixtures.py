@@ -134,6 +134,15 @@ TINY = {
         "head_depth": 1,
     },
     "model.bottleneck": {"channels": 8},
+    "model.generator": {
+        "width": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "head_depth": 1,
+        "steps": 2,
+        "flow_steps": 2,
+    },
     "model.start": {"images": 4, "tokens": 16},
     "data": {
         "train_length": 8,
