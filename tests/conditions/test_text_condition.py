@@ -37,6 +37,13 @@ def test_each_text_has_its_own_states_whatever_its_batch(condition):
     assert not torch.allclose(told.vector[0], told.vector[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("change", [{"max_tokens": 2}, {"dtype": "bfloat16"}], ids=str)
+def test_every_argument_of_the_encoder_changes_what_is_told(condition, folder, change):
+    other = TextCondition(str(folder), **{"width": 8, "token_width": 6, "max_tokens": 5, **change})
+    other.load_state_dict(condition.state_dict())
+    assert not torch.equal(other(TEXTS, KEEP).vector, condition(TEXTS, KEEP).vector)
+
+
 def test_the_null_token_is_learned_and_stands_for_no_text(condition):
     nothing = condition(None, ~KEEP)
     dropped = condition(TEXTS, ~KEEP)

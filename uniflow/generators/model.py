@@ -61,7 +61,7 @@ class Generator(nn.Module):
         """Make images. Each depends on the seed, its number and its condition alone, not on its batch.
 
         Args:
-            values: what each image shall show, such as class numbers (N,); None leaves it open.
+            values: what each image shall show, such as class numbers (N,) or N texts; None leaves it open.
             count: how many images; as many as `values` by default.
             seed: of all noise.
             first: number of the first image.
