@@ -134,11 +134,12 @@ def test_sets_grow_by_a_cosine_and_none_is_empty(count, steps):
 def test_it_learns_one_batch():
     torch.manual_seed(0)
     condition = LabelCondition(2, width=8)
-    network = MAR(LATENT, condition.spec, **{**TINY, "width": 32, "head_width": 32, "flow_steps": 20})
+    sizes = {"width": 32, "depth": 1, "head_width": 32, "head_depth": 1, "flow_steps": 20}
+    network = MAR(LATENT, condition.spec, **{**TINY, **sizes})
     parameters = [*network.parameters(), *condition.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    optimizer = torch.optim.Adam(parameters, lr=2e-2)
     latents, keep = LATENTS[:2], torch.zeros(16, dtype=torch.bool)
-    for _ in range(150):
+    for _ in range(60):
         told = condition(torch.tensor([0, 1] * 8), keep)
         optimizer.zero_grad()
         network.loss(latents.repeat(8, 1, 1, 1), told)["flow"].backward()
@@ -147,7 +148,7 @@ def test_it_learns_one_batch():
         told, nothing = condition(torch.tensor([0, 1]), keep[:2]), condition(None, ~keep[:2])
         made = network.sample(NOISE[:2], told, nothing)
     errors = (made[:, None] - latents).square().mean(dim=(2, 3, 4))
-    assert errors.diagonal().max() < 0.15
+    assert errors.diagonal().max() < 0.1
     assert errors.flip(1).diagonal().min() > 0.5
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from uniflow.core.atomic import replacing
 from uniflow.core.imports import class_path
 from uniflow.data import ImageDataModule, ImageFolder
+from uniflow.data.base import ResumableDataLoader
 from uniflow.data.latents import (
     ENCODED,
     FORMAT,
@@ -183,8 +184,8 @@ class _Job:
         train = self.split == "train"
         dataset = self.data.make_plain_train_dataset() if train else self.data.datasets[self.split]
         # With more workers the order would depend on their number.
-        batches = DataLoader(dataset, batch_size=None, num_workers=min(1, self.data.num_workers))
-        found = (sample for batch in batches if batch is not None for sample in _unbatched(batch))
+        batches = ResumableDataLoader(dataset, batch_size=None, num_workers=min(1, self.data.num_workers))
+        found = (sample for batch in batches for sample in _unbatched(batch))
         return enumerate([sample] for sample in found)
 
     def _write(self, number: int, samples: Iterable[Sample | None], encoder: _Encoder) -> None:
