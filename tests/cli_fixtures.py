@@ -134,6 +134,15 @@ TINY = {
         "head_depth": 1,
     },
     "model.bottleneck": {"channels": 8},
+    "model.generator": {
+        "width": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "head_width": 16,
+        "head_depth": 1,
+        "steps": 2,
+        "flow_steps": 2,
+    },
     "model.start": {"images": 4, "tokens": 16},
     "data": {
         "train_length": 8,
@@ -265,13 +274,14 @@ def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
 
 
 def tiny_vision_language(config: dict[str, Any], folder: Path) -> list[str]:
-    """Options for a recipe of `VisualQuestionTask`: a language model made in `folder`, an encoder without weights."""
-    arguments = config["model"].get("init_args", {})
-    language = arguments.get("lm")
-    if _class_name(language) != "PretrainedLM":
-        return []
+    """Options for a recipe with a language model, which is made in `folder`; its encoder gets no weights."""
     from tiny_language import write_lm
 
+    arguments = config["model"].get("init_args", {})
+    if _class_name(arguments.get("condition")) == "TextCondition":
+        return ["--model.condition.name", str(write_lm(folder / "lm"))]
+    if _class_name(arguments.get("lm")) != "PretrainedLM":
+        return []
     # In its own words, not as the recipe spells its name.
     options = ["--model.lm.name", str(write_lm(folder / "lm")), "--model.lm.gguf_file", "null"]
     options += ["--model.lora_targets", "null", "--model.init_projector", "null"]

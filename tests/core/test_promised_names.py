@@ -14,8 +14,9 @@ PROMISED = {
     "ProjectedBottleneck QuantizedBottleneck VQBottleneck",
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
-    "uniflow.conditions": "Condition LabelCondition NoCondition",
-    "uniflow.data": "ADE20K COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 Scenes WebDataset",
+    "uniflow.conditions": "Condition LabelCondition NoCondition TextCondition",
+    "uniflow.data": "ADE20K CachedLatents COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 "
+    "Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "
@@ -24,7 +25,7 @@ PROMISED = {
     "TransformersEncoder VisionEncoder",
     "uniflow.flow": "data_to_velocity euler guide interpolate sample_times step_times velocity_target velocity_to_data",
     "uniflow.features": "BlankSource EncoderSource FeatureSource LatentSource TokenizerSource",
-    "uniflow.generators": "DiT Generator LatentGenerator",
+    "uniflow.generators": "MAR DiT Generator LatentGenerator",
     "uniflow.heads": "AttentiveProbeHead ClassificationHead DPTDepth FCOSHead FasterRCNNHead Head LabelHead "
     "LinearDepth LinearSegmentation LinearSweepHead MapHead MaskRCNNHead MetricDepthHead SegmentationHead UPerNet "
     "ZeroShotHead",

@@ -9,6 +9,7 @@ import torch
 from uniflow import Tokenizer
 from uniflow.conditions import LabelCondition, NoCondition
 from uniflow.generators import DiT, Generator
+from uniflow.generators.cached import check_cached, latent_identity
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,20 @@ def test_latents_of_another_kind_or_without_statistics_are_refused(model):
 def test_nothing_to_sample_is_said(model, values, count):
     with pytest.raises(ValueError, match="nothing to sample"):
         model.sample(values, count)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": "0123456789ab"}, "of another tokenizer .weights 0123456789ab. than mine"),
+        ({"spec": {"channels": 4, "patch_size": 8}}, "the cached latents are {'channels': 4"),
+        ({"statistics": None}, "normalised by other statistics than those of mine"),
+    ],
+)
+def test_cached_latents_go_with_their_tokenizer(model, change, message):
+    identity = json.loads(json.dumps(latent_identity(model.tokenizer)))
+    check_cached(identity, model.tokenizer, "mine")
+    with pytest.raises(ValueError, match=message):
+        check_cached({**identity, **change}, model.tokenizer, "mine")
+    with pytest.raises(ValueError, match="has to say whose they are"):
+        check_cached(None, model.tokenizer, "mine")

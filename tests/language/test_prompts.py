@@ -4,9 +4,9 @@ import pytest
 from tiny_language import CHATML, PLAIN, STRICT, tokenizer
 from tokenizers import Tokenizer, models
 
+from uniflow.core.text_models import require_transformers
 from uniflow.language import ChatTemplate, Prompts, TextTemplate, Turn
 from uniflow.language.collate import IGNORE, collate_prompts
-from uniflow.language.models import require_transformers
 from uniflow.language.prompts import IMAGE_ID, PromptError
 
 TURNS = [Turn("<image>\nwhat color is the star ?", "red"), Turn("How many ?", "3")]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_language import write_lm
 
 from uniflow import Tokenizer
 from uniflow.generators import Generator
@@ -88,6 +89,22 @@ def test_dropping_every_condition_changes_the_training(recipe, uniflow, project)
     assert not torch.equal(losses["told"], losses["untold"])
 
 
+def test_cached_latents_train_a_generator_of_their_tokenizer_only(recipe, uniflow, project):
+    data = ("--data.class_path", "Scenes", "--data.size", "16", "--data.train_length", "8", "--data.val_length", "4")
+    encoded = uniflow("encode", "--tokenizer", "embedded", *data, "--data.num_workers", "0", "--out", "cached")
+    assert encoded.code == 0, encoded.err
+    words = ("fit", "-c", recipe, "--data", "CachedLatents", "--data.root", "cached", "--data.batch_size", "4")
+    words += ("--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
+    result = uniflow(*words, "--run", "run")
+    assert result.code == 0, result.err
+    assert (project / "run/images/val_0000001.png").is_file()
+    assert "the test judges images" in uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last").error
+    index = json.loads((project / "cached/index.json").read_text())
+    index["tokenizer"]["weights"] = "0123456789ab"
+    (project / "cached/index.json").write_text(json.dumps(index))
+    assert "of another tokenizer (weights 0123456789ab) than embedded" in uniflow(*words, "--run", "refused").error
+
+
 def test_a_checkpoint_goes_with_its_tokenizer(recipe, uniflow, project):
     assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
     other = Tokenizer.from_pretrained("embedded")
@@ -125,6 +142,19 @@ def test_what_cannot_be_trained_is_refused(recipe, uniflow, project, words, mess
 )
 def test_sample_refuses_in_one_line(uniflow, words, message):
     assert message in uniflow("sample", *words).error
+
+
+def test_captions_are_told_and_prompts_sampled(recipe, uniflow, project):
+    text = ("--model.condition", "TextCondition", "--model.condition.name", str(write_lm(project / "lm")))
+    text += ("--data.fields", "[caption]", "--model.condition.width", "8", "--model.condition.token_width", "8")
+    result = uniflow("fit", "-c", recipe, "--run", "run", *text, "--trainer.max_steps", "1", "--images", "null")
+    assert result.code == 0, result.err
+    sample = ("sample", "--generator", "run/generator", "--count", "1", "--device", "cpu", "--out", "out")
+    assert "told each image's caption in training" in uniflow(*sample, "--classes", "1").error
+    assert "not both" in uniflow(*sample, "--classes", "1", "--prompt", "star").error
+    (project / "lm").rename(project / "moved")
+    assert "no text encoder can be read from" in uniflow(*sample, "--prompt", "star").error
+    assert uniflow(*sample, "--prompt", "star", "--text_encoder", "moved").code == 0
 
 
 def test_a_generation_is_planned(recipe, uniflow):

@@ -53,6 +53,7 @@ TOOLS = {
         "uniflow.tools.understand:understand",
         "what the features are good for: every task on teacher, student, latents and blank features",
     ),
+    "encode": ("uniflow.tools.encode:encode", "store a tokenizer's latents of any data, to train generators on"),
     "sample": ("uniflow.tools.sample:sample", "make images with a trained generator"),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",

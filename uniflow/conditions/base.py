@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from uniflow.core.part import Part
@@ -30,6 +31,23 @@ class Conditioning:
 
 
 torch.export.register_dataclass(Conditioning)
+
+
+def join(first: Conditioning, second: Conditioning) -> Conditioning:
+    """Both batches as one; the tokens of the one with fewer are padded."""
+    vector = torch.cat([first.vector, second.vector])
+    if first.tokens is None or second.tokens is None:
+        return Conditioning(vector)
+    length = max(first.tokens.shape[1], second.tokens.shape[1])
+    padded = [_padded(told.tokens, told.mask, length) for told in (first, second) if told.tokens is not None]
+    return Conditioning(vector, *(torch.cat(both) for both in zip(*padded, strict=True)))
+
+
+def _padded(tokens: Tensor, mask: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens (B, length, token_width), and their mask."""
+    known = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if mask is None else mask
+    extra = length - tokens.shape[1]
+    return F.pad(tokens, (0, 0, 0, extra)), F.pad(known, (0, extra))
 
 
 class Condition(Part):

@@ -1,12 +1,13 @@
-"""Checks of weights that were read from files."""
+"""Checks and hashes of weights."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def refuse_nonfinite(tensors: Mapping[str, Tensor], source: str | os.PathLike[str]) -> None:
@@ -22,3 +23,12 @@ def refuse_nonfinite(tensors: Mapping[str, Tensor], source: str | os.PathLike[st
                 f"{os.fspath(source)}: the tensor {name} has {bad} values that are NaN or infinite, of "
                 f"{tensor.numel()}; take weights of before the training broke down"
             )
+
+
+def weights_hash(module: nn.Module) -> str:
+    """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -4,6 +4,7 @@ from uniflow.data.base import ImageDataModule as ImageDataModule
 from uniflow.data.images.crops import CroppedImages as CroppedImages
 from uniflow.data.images.folder import ImageFolder as ImageFolder
 from uniflow.data.images.webdataset import WebDataset as WebDataset
+from uniflow.data.latents import CachedLatents as CachedLatents
 from uniflow.data.scenes import Scenes as Scenes
 from uniflow.data.understanding.coco import COCODetection as COCODetection
 from uniflow.data.understanding.depth import DepthFolder as DepthFolder

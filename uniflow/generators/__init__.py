@@ -2,6 +2,7 @@
 
 from uniflow.generators.base import LatentGenerator
 from uniflow.generators.dit import DiT
+from uniflow.generators.mar import MAR
 from uniflow.generators.model import Generator
 
-__all__ = ["DiT", "Generator", "LatentGenerator"]
+__all__ = ["MAR", "DiT", "Generator", "LatentGenerator"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniflow.conditions import Conditioning
+from uniflow.conditions import Conditioning, join
 from uniflow.core.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import (
@@ -154,7 +154,7 @@ class DiT(LatentGenerator):
     ) -> Tensor:
         strength = self.guidance if guidance is None else guidance
         low, high = self.guidance_interval
-        both = _joined(conditioning, unconditional) if strength != 1 else conditioning
+        both = join(conditioning, unconditional) if strength != 1 else conditioning
         numbers = full_dtype(noise.dtype)
 
         def velocity(x: Tensor, t: float) -> Tensor:
@@ -184,14 +184,3 @@ class DiT(LatentGenerator):
 
     def _velocity(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return data_to_velocity(predicted, x_t, t) if self.prediction == "data" else predicted
-
-
-def _joined(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Both batches as one."""
-
-    def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        return None if a is None or b is None else torch.cat([a, b])
-
-    return Conditioning(
-        torch.cat([first.vector, second.vector]), join(first.tokens, second.tokens), join(first.mask, second.mask)
-    )

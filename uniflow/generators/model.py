@@ -61,7 +61,7 @@ class Generator(nn.Module):
         """Make images. Each depends on the seed, its number and its condition alone, not on its batch.
 
         Args:
-            values: what each image shall show, such as class numbers (N,); None leaves it open.
+            values: what each image shall show, such as class numbers (N,) or N texts; None leaves it open.
             count: how many images; as many as `values` by default.
             seed: of all noise.
             first: number of the first image.
@@ -132,8 +132,12 @@ class Generator(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("tokenizer.")}
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls, directory: str | os.PathLike[str], *, text_encoder: str | None = None) -> Self:
         """Load a folder made by `save_pretrained`, in evaluation mode, on the CPU. Nothing is fetched.
+
+        Args:
+            directory: the folder.
+            text_encoder: where the text encoder of a `TextCondition` is now; None is where it was in training.
 
         Raises:
             FileNotFoundError: if there is no such folder, or a file is missing.
@@ -151,7 +155,8 @@ class Generator(nn.Module):
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
         try:
             with AllocationLimit(path):
-                condition = build_part(config["condition"], Condition)
+                moved = {} if text_encoder is None else {"name": text_encoder}
+                condition = build_part(config["condition"], Condition, **moved)
                 network = build_part(config["network"], LatentGenerator, tokenizer.bottleneck.spec, condition.spec)
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error

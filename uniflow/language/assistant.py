@@ -16,11 +16,12 @@ from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
 from uniflow.core.part import build_part, own_class, part_config
+from uniflow.core.text_models import without_bars
 from uniflow.data.understanding.conversations import fit_image
 from uniflow.encoders.base import VisionEncoder
 from uniflow.features import BlankSource, EncoderSource, FeatureSource, LatentSource, TokenizerSource
 from uniflow.language.answers import Answerer
-from uniflow.language.models import LanguageModel, PretrainedLM, without_bars
+from uniflow.language.models import LanguageModel, PretrainedLM
 from uniflow.language.projector import Projector
 from uniflow.language.prompts import IMAGE, ChatTemplate, Prompts, Template, TextTemplate, Turn
 from uniflow.tokenizer.saving import load_strictly, read_json, read_tensors

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from uniflow.core.errors import one_line
 from uniflow.core.files import read_text
 from uniflow.core.numbers import CheckedNumbers, NonNegativeInt, PositiveInt
+from uniflow.core.text_models import read_text_model, require_transformers
 from uniflow.data.scenes.language import ANSWERS, questions
 from uniflow.data.scenes.scene import sample_scene
 
@@ -70,25 +68,7 @@ class PretrainedLM(LanguageModel):
         return {"name": name, "gguf_file": self.gguf_file, "dtype": self.dtype, "revision": self.revision}
 
     def load(self) -> tuple[Any, Any]:
-        transformers = require_transformers()
-        where: dict[str, Any] = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        if self.revision:
-            where["revision"] = self.revision
-        weights = {} if self.gguf_file else {"use_safetensors": True}
-        try:
-            with without_bars():
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **where)
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.name, dtype=getattr(torch, self.dtype), trust_remote_code=False, **where, **weights
-                )
-        except Exception as error:  # transformers and the hub's client raise errors of many kinds
-            what = f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
-            raise ValueError(f"no language model can be read from {what!r}: {one_line(error, 300)}") from error
-        if self.gguf_file:
-            _forget_quantization(model)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return model.eval(), tokenizer
+        return read_text_model("AutoModelForCausalLM", self.name, self.gguf_file, self.dtype, self.revision)
 
 
 class ScratchLM(LanguageModel):
@@ -177,36 +157,3 @@ def _words_of(path: Path) -> list[str]:
         return sorted(set(re.findall(WORD, read_text(path))))
     except OSError as error:
         raise ValueError(f"ScratchLM.texts: {path} cannot be read ({error.strerror or error})") from error
-
-
-def _forget_quantization(model: Any) -> None:
-    """The weights of a GGUF file are plain by now: the model can be saved like any other."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Without the progress bars of transformers, which a small model's files are not worth."""
-    logging = require_transformers().utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def require_transformers() -> Any:
-    """The package transformers.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError("language models need transformers: pip install uniflow[language]") from error
-    return transformers

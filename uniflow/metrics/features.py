@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from uniflow.core.files import open_regular
 from uniflow.core.pixels import to_uint8
+from uniflow.core.tensors import weights_hash
 from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.precision import without_autocast
 
@@ -116,15 +117,6 @@ class InceptionFeatures(FeatureExtractor):
 
     def identity(self) -> str:
         return f"Inception 2015-12-05, pool 2048, weights {self._hash}"
-
-
-def weights_hash(module: nn.Module) -> str:
-    """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def check_file(path: str, sha256: str | None, what: str) -> str:

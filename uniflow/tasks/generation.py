@@ -14,12 +14,13 @@ from uniflow.conditions import Condition, NoCondition
 from uniflow.core.numbers import NonNegativeFloat
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import ConditionSpec, LatentSpec
+from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
 from uniflow.generators import DiT, Generator, LatentGenerator
+from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
 from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for
-from uniflow.metrics.features import weights_hash
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.base import Stage, Task
 from uniflow.tokenizer import Tokenizer
@@ -32,9 +33,10 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 class GenerationTask(Task):
     """Trains a generator of normalised latents; the run leaves `RUN/generator`.
 
-    Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the condition reads. The tokenizer
-    is frozen and outside the module tree. Validation logs `val/loss`, the loss at five fixed times with noise of each
-    image's own. `uniflow test` generates an image for the condition of each test image, and logs for each of
+    Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the condition reads; or with
+    "latent" (B, C, h, w), normalised, in place of the image (`CachedLatents`), then the encoder does not run. The
+    tokenizer is frozen and outside the module tree. Validation logs `val/loss`, the loss at five fixed times with noise
+    of each image's own. `uniflow test` generates an image for the condition of each test image, and logs for each of
     `eval_guidance` what `judge_generated` gives; the second strength of guidance has the suffix `_gSTRENGTH`.
 
     Args:
@@ -66,6 +68,7 @@ class GenerationTask(Task):
         self._averages = Averages()
         self.grid: tuple[int, int] | None = None
         self._reported: dict[str, Any] = {}
+        self._checked: Any = None
 
     tokenizer: Tokenizer
 
@@ -99,11 +102,26 @@ class GenerationTask(Task):
         return Generator(self.tokenizer, self.network, self.condition, self.grid)
 
     @torch.no_grad()
-    def latents(self, images: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) of images (B, 3, H, W)."""
-        latents = self.tokenizer.encode(images, normalize=True)
+    def latents(self, batch: dict[str, Any]) -> Tensor:
+        """Normalised latents (B, C, h, w) of a batch's images, or those that it holds.
+
+        Raises:
+            ValueError: if they are those of another tokenizer.
+        """
+        if "latent" in batch:
+            self._check_cached()
+            latents = batch["latent"]
+        else:
+            latents = self.tokenizer.encode(batch["image"], normalize=True)
         self.grid = (latents.shape[-2], latents.shape[-1])
         return latents
+
+    def _check_cached(self) -> None:
+        """Refuse the data's latents if they are not the tokenizer's; looked at once for each data module."""
+        data = data_of(self.trainer)
+        if self._checked is not data:
+            check_cached(getattr(data, "tokenizer_identity", None), self.tokenizer, self._path)
+            self._checked = data
 
     def values(self, batch: dict[str, Any]) -> Any:
         """What the condition reads of a batch; None if it reads nothing.
@@ -125,7 +143,7 @@ class GenerationTask(Task):
         self.condition.check_data(data_of(self.trainer))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        latents = self.latents(batch["image"])
+        latents = self.latents(batch)
         # Once for each sample, whatever the generator does with it.
         dropped = torch.rand(len(latents), device=latents.device) < self.condition.dropout
         losses = self.network.loss(latents, self.condition(self.values(batch), dropped))
@@ -138,11 +156,11 @@ class GenerationTask(Task):
         self.tokenizer.to(self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        latents = self.latents(batch["image"])
+        latents = self.latents(batch)
         conditioning = self.condition(
             self.values(batch), torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         )
-        noise = noise_for(image_digests(batch["image"]), tuple(latents.shape[1:])).to(latents.device)  # type: ignore[arg-type]
+        noise = noise_for(_digests(batch), tuple(latents.shape[1:])).to(latents.device)  # type: ignore[arg-type]
         for time in VALIDATION_TIMES:
             times = torch.full((len(latents),), time, device=latents.device)
             losses = self.network.validation_loss(latents, noise, times, conditioning)
@@ -160,7 +178,7 @@ class GenerationTask(Task):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         images = {"real": to_unit_range(batch["image"])}
-        self.latents(batch["image"])  # sets the grid
+        self.latents(batch)  # sets the grid
         for guidance in self.eval_guidance:
             images[self._suffix(guidance)] = self.generate(batch, guidance)
         self._judged.update(images, batch.get("label"))
@@ -187,21 +205,27 @@ class GenerationTask(Task):
 
     def generate(self, batch: dict[str, Any], guidance: float) -> Tensor:
         """An image for the condition of each of a batch, (B, 3, H, W) in [0, 1], float32; noise of each image's own."""
-        digests = image_digests(batch["image"])
+        digests = _digests(batch)
         numbers = [int(digest, 16) for digest in digests]
         assert self.grid is not None
         noise = noise_for(digests, (self.network.latent.channels, *self.grid), seed=1).to(self.device)
         keep = torch.zeros(len(digests), dtype=torch.bool, device=self.device)
         conditioning, nothing = self.condition(self.values(batch), keep), self.condition(None, ~keep)
         latents = self.network.sample(noise, conditioning, nothing, guidance=guidance)
+        images = decode_latents(self.tokenizer, latents, numbers, 0)
+        if "image" not in batch:
+            return images
         height, width = batch["image"].shape[-2:]
-        return decode_latents(self.tokenizer, latents, numbers, 0)[..., :height, :width]
+        return images[..., :height, :width]
 
     def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
-        """Real images, and one generated for the condition of each, for each of `eval_guidance`."""
+        """Real images, or cached latents decoded, and one generated for the condition of each, for each guidance."""
         few: dict[str, Any] = {key: v[:count] for key, v in batch.items() if isinstance(v, Tensor | list)}
-        self.latents(few["image"])
-        rows = {"real": to_unit_range(few["image"])}
+        latents = self.latents(few)
+        if "image" in few:
+            rows = {"real": to_unit_range(few["image"])}
+        else:
+            rows = {"decoded": decode_latents(self.tokenizer, latents, range(len(latents)), 0)}
         for guidance in self.eval_guidance:
             rows[f"generated, guidance {guidance:g}"] = self.generate(few, guidance)
         return rows
@@ -231,3 +255,8 @@ class GenerationTask(Task):
             folder = Path(self.trainer.default_root_dir) / "generator"
             self.generator.save_pretrained(folder, weights)
             rank_zero_info(f"the generator: {folder}; make images with: uniflow sample --generator {folder}")
+
+
+def _digests(batch: dict[str, Any]) -> list[str]:
+    """16 hex digits for each sample of a batch, from its pixels or its latents."""
+    return image_digests(batch["image"] if "image" in batch else batch["latent"])

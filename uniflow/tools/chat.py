@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 
 from uniflow.core.numbers import PositiveInt
+from uniflow.core.text_models import require_transformers
 from uniflow.data.images.reading import read_image
 from uniflow.language import Assistant
-from uniflow.language.models import require_transformers
 from uniflow.tools.common import pick_device
 
 

@@ -25,6 +25,8 @@ def sample(
     *,
     generator: Path,
     classes: str | None = None,
+    prompt: str | None = None,
+    text_encoder: str | None = None,
     count: int | None = None,
     out: Path = Path("samples"),
     npz: Path | None = None,
@@ -42,7 +44,9 @@ def sample(
     Args:
         generator: the folder RUN/generator.
         classes: numbers of classes with commas between them, such as 1,2; image i shows the class at i modulo their
-            number. Without it nothing is said about the images.
+            number. Without it, or a prompt, nothing is said about the images.
+        prompt: text that all images shall show, of a generator that was trained with captions.
+        text_encoder: where its text encoder is now, if it has moved: a folder, a GGUF file or a hub id.
         count: how many images. Default: one for each class, 16 without classes.
         out: folder for the images.
         npz: also write all images into this file, `arr_0` uint8 (N, H, W, 3), as the ADM evaluation suite reads them;
@@ -57,6 +61,8 @@ def sample(
         FileNotFoundError: if there is no such generator.
         ValueError: if a number or a class is out of range.
     """
+    if classes and prompt is not None:
+        raise ValueError("give --classes or --prompt, not both")
     words = [word.strip() for word in classes.split(",")] if classes else []
     total = count if count is not None else len(words) or 16
     check_numbers(batch_size=batch_size, steps=[] if steps is None else [steps])
@@ -67,11 +73,8 @@ def sample(
         raise ValueError("--npz holds all images: make it with one process")
     if npz is not None and npz.suffix != ".npz":
         raise ValueError(f"--npz must end in .npz, got {npz}")
-    model = Generator.from_pretrained(generator).to(pick_device(device))
-    values = None
-    if words:
-        parsed = model.condition.parse(words)
-        values = [parsed[number % len(words)] for number in range(total)]
+    model = Generator.from_pretrained(generator, text_encoder=text_encoder).to(pick_device(device))
+    values = _values(model, words, prompt, total)
     share = range(rank * total // processes, (rank + 1) * total // processes)
     options = {"seed": seed, "steps": steps, "guidance": guidance, "batch_size": batch_size}
     made = _write(_batches(model, values, share, options), out, keep=npz is not None)
@@ -84,12 +87,23 @@ def sample(
     print(f"{len(share)} images: {out}" + (f"; {npz}" if npz is not None else ""))
 
 
+def _values(model: Generator, classes: list[str], prompt: str | None, count: int) -> Any:
+    """What each of `count` images shall show, as the condition takes it; None if nothing is said."""
+    field = model.condition.field
+    for option, given, wanted in (("--classes", classes, "label"), ("--prompt", prompt is not None, "caption")):
+        if given and field != wanted:
+            told = "nothing" if field is None else f"each image's {field}"
+            raise ValueError(f"{option} is not for this generator, which was told {told} in training")
+    words = classes if prompt is None else [prompt]
+    return model.condition.parse([words[number % len(words)] for number in range(count)]) if words else None
+
+
 def _batches(model: Generator, values: Any, share: range, options: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:
     """Number of the first image, and images (B, 3, H, W) uint8, batch by batch."""
     size = options["batch_size"]
     for begin in range(share.start, share.stop, size):
         end = min(begin + size, share.stop)
-        chosen = None if values is None else torch.stack(values[begin:end])
+        chosen = None if values is None else values[begin:end]
         yield begin, to_uint8(model.sample(chosen, end - begin, first=begin, **options))
 
 
