@@ -161,8 +161,10 @@ def _class_name(value: Any) -> str:
     return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else ""
 
 
+TINY_SIZE = 112  # a multiple of the patches of 14 and 16 pixels
 TINY_TRAINER = {
     "accelerator": "cpu",
+    "precision": "32-true",  # bfloat16 is many times slower on most CPUs
     "devices": 1,
     "num_nodes": 1,
     "strategy": "auto",
@@ -197,6 +199,9 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
         if slot == "model.encoder" and _class_name(start) == "CopiedWeights":
             continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
+    size = (config["data"].get("init_args") or {}).get("size")
+    if isinstance(size, int) and size > TINY_SIZE:
+        values["data.size"] = TINY_SIZE
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
     options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
     return [word for name, value in options.items() for word in (f"--{name}", value)]
