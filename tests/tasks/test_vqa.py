@@ -230,6 +230,10 @@ def test_a_damaged_assistant_is_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"does not describe an assistant|of format 1") as caught:
             Assistant.from_pretrained(path.parent)
         assert "\n" not in str(caught.value)
+    for size in ([0, 0], [10**6, 10**6], "x", [8]):
+        path.write_text(json.dumps({**config, "size": size}))
+        with pytest.raises(ValueError, match="size must be two numbers of pixels from 1 to"):
+            Assistant.from_pretrained(path.parent)
 
 
 def test_chat_answers_and_says_what_is_missing(tmp_path, uniflow, batch):

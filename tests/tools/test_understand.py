@@ -79,6 +79,8 @@ def test_every_source_runs_and_lands_in_one_file(recipe, uniflow, project):
         (["--tasks", "[quickstart]"], "not an understanding task"),
         (["--compare", '{"teacher": "embedded"}'], "cannot be a name"),
         (["--options", '{"run": "x"}'], "run cannot be set here"),
+        (["--compare", '{"other": "not/there"}'], "not/there"),
+        (["--out", "colors.yaml"], "--out colors.yaml is a file, not a folder"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--tokenizer", "not/there"], "not/there"),
     ],

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from uniflow.core.errors import one_line
-from uniflow.core.files import read_text
+from uniflow.core.files import check_folder, read_text
 from uniflow.core.numbers import CheckedNumbers, NonNegativeInt, PositiveInt
+from uniflow.core.tensors import refuse_nonfinite
 from uniflow.data.scenes.language import ANSWERS, questions
 from uniflow.data.scenes.scene import sample_scene
 
@@ -75,6 +76,7 @@ class PretrainedLM(LanguageModel):
         if self.revision:
             where["revision"] = self.revision
         weights = {} if self.gguf_file else {"use_safetensors": True}
+        check_folder(self.name)
         try:
             with without_bars():
                 tokenizer = transformers.AutoTokenizer.from_pretrained(self.name, trust_remote_code=False, **where)
@@ -84,6 +86,7 @@ class PretrainedLM(LanguageModel):
         except Exception as error:  # transformers and the hub's client raise errors of many kinds
             what = f"{self.name}/{self.gguf_file}" if self.gguf_file else self.name
             raise ValueError(f"no language model can be read from {what!r}: {one_line(error, 300)}") from error
+        refuse_nonfinite(dict(model.named_parameters()), self.name)
         if self.gguf_file:
             _forget_quantization(model)
         if tokenizer.pad_token_id is None:

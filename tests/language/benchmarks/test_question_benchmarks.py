@@ -278,6 +278,12 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         answer_all(lambda images, *_: ["yes"] * len(images), benchmark.questions)
 
 
+def emptied(folder: Path) -> Path:
+    root = mme(folder)
+    (root / "color" / "000.txt").write_text("\n")
+    return root
+
+
 def changed(write: Callable[[Path], Path], old: str, new: str) -> Callable[[Path], Path]:
     def build(folder: Path) -> Path:
         path = write(folder)
@@ -326,6 +332,7 @@ def mme_changed(name: str, text: str | None) -> Callable[[Path], Path]:
         (mme_changed("color/000.jpg", None), "000.txt: no image 000 in"),
         (mme_changed("mood/0.txt", ""), "mood/0.txt: no image 0 in"),
         (lambda p: mme(p) / "color", "no questions of mme"),
+        (emptied, "000.txt: no questions; MME asks two an image"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(build: Callable[[Path], Path], text: str, tmp_path: Path) -> None:

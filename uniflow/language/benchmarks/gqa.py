@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from uniflow.core.json_files import LARGE, read_json_object
 from uniflow.language.benchmarks.base import (
     SHORT_ANSWER,
     Benchmark,
@@ -13,7 +14,6 @@ from uniflow.language.benchmarks.base import (
     image_file,
     mean,
     mean_by,
-    read_json,
     wanted,
 )
 
@@ -30,10 +30,11 @@ class GQA(Benchmark):
     def read(cls, file: Path, images: Path | None) -> GQA:
         """The questions of, for example, `testdev_balanced_questions.json`."""
         questions = []
-        for id_, record in read_json(file).items():
+        for id_, record in read_json_object(file, LARGE).items():
             where = f"{file}, question {id_}"
             text, name, answer = wanted(record, ("question", "imageId", "answer"), where)
-            kind = str(record.get("types", {}).get("structural", ""))
+            types = record.get("types")
+            kind = str(types.get("structural", "")) if isinstance(types, dict) else ""
             image = image_file(images, f"{name}.jpg", where)
             questions.append(Question(image, text + SHORT_ANSWER, (answer,), kind, id_, group=id_))
         return cls(questions)

@@ -90,7 +90,10 @@ def _from_folders(root: Path) -> Iterator[Question]:
             image = next(filter(Path.is_file, candidates), None)
             if image is None:
                 raise ValueError(f"{file}: no image {file.stem} in {images}")
-            for number, line in enumerate(filter(str.strip, read_text(file).splitlines()), start=1):
+            lines = list(filter(str.strip, read_text(file).splitlines()))
+            if not lines:
+                raise ValueError(f"{file}: no questions; MME asks two an image")
+            for number, line in enumerate(lines, start=1):
                 text, tab, answer = line.partition("\t")
                 if not tab:
                     raise ValueError(f"{file}, line {number}: question and answer must be parted by a tab")

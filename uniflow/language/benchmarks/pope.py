@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from uniflow.core.errors import one_line
 from uniflow.core.files import read_text
+from uniflow.core.json_files import parse_json
 from uniflow.language.benchmarks.base import SHORT_ANSWER, Benchmark, Question, image_file, mean, wanted
 
 
@@ -34,10 +33,7 @@ class POPE(Benchmark):
             where = f"{file}, line {number}"
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not valid JSON: {one_line(error)}") from error
+            record = parse_json(line, where)
             id_, name, text, label = wanted(record, ("question_id", "image", "text", "label"), where)
             if label not in ("yes", "no"):
                 raise ValueError(f"{where}: the label must be yes or no, not {label!r}")
