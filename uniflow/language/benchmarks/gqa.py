@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -17,11 +18,18 @@ from uniflow.language.benchmarks.base import (
     wanted,
 )
 
+_NO_MARKS = str.maketrans("", "", string.punctuation)
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().translate(_NO_MARKS)
+
 
 class GQA(Benchmark):
-    """Scores: accuracy (exact match), and that of each structural type.
+    """Scores: accuracy (exact match), that of each structural type, and `accuracy_no_punctuation`.
 
-    As in LLaVA's conversion for the official script, the answer is in lower case and without full stop at its end.
+    As in LLaVA's conversion for the official script, the answer is in lower case and without full stop at its end. For
+    the last score all punctuation is left out of answer and truth, as in lmms-eval's `exact_match` of this task.
     """
 
     name: ClassVar[str] = "gqa"
@@ -45,4 +53,9 @@ class GQA(Benchmark):
     def scores(self, answers: Sequence[str]) -> dict[str, float]:
         rights = self._rights(answers)
         kinds = mean_by((question.kind for question in self.questions), rights)
-        return {"accuracy": mean(rights)} | {f"accuracy/{kind}": value for kind, value in kinds.items() if kind}
+        plain = (
+            float(_plain(answer) == _plain(question.answers[0]))
+            for question, answer in zip(self.questions, answers, strict=True)
+        )
+        total = {"accuracy": mean(rights), "accuracy_no_punctuation": mean(plain)}
+        return total | {f"accuracy/{kind}": value for kind, value in kinds.items() if kind}
