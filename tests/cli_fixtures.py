@@ -303,7 +303,11 @@ def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
     if name == "ImageFolder":
         return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
     if name == "ADE20K":
-        return ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
+        options = ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
+        if _class_name(config["model"]["init_args"]["heads"][0]) != "Mask2Former":
+            return options
+        sizes = "num_classes: 150, width: 32, queries: 4, pixel_blocks: 1, blocks: 1, points: 16"
+        return [*options, "--model.heads", f"[{{class_path: Mask2Former, init_args: {{{sizes}}}}}]"]
     if name == "NYUv2":
         options = ["--data.size", "48", "--data.buckets", "[[48, 64]]", "--data.val_fraction", "0.4"]
         return ["--data.root", str(write_nyu(folder / "nyu")), *options]

@@ -27,8 +27,8 @@ PROMISED = {
     "uniflow.features": "BlankSource EncoderSource FeatureSource LatentSource TokenizerSource",
     "uniflow.generators": "MAR DiT Generator LatentGenerator",
     "uniflow.heads": "AttentiveProbeHead ClassificationHead DPTDepth FCOSHead FasterRCNNHead Head LabelHead "
-    "LinearDepth LinearSegmentation LinearSweepHead MapHead MaskRCNNHead MetricDepthHead SegmentationHead UPerNet "
-    "ZeroShotHead",
+    "LinearDepth LinearSegmentation LinearSweepHead MapHead Mask2Former MaskRCNNHead MetricDepthHead SegmentationHead "
+    "UPerNet ZeroShotHead",
     "uniflow.layers": "ExactLinear",
     "uniflow.losses": "Adversarial Perceptual PixelLoss",
     "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
