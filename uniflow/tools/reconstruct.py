@@ -13,13 +13,14 @@ from uniflow.data.images.listing import list_images, walk_images
 from uniflow.data.images.reading import ImageReadError, read_image
 from uniflow.data.images.transforms import resize_short_side
 from uniflow.data.video.files import EXTENSIONS as VIDEO_EXTENSIONS
+from uniflow.evaluation.clips import Noise
 from uniflow.metrics import psnr, ssim
 from uniflow.metrics.video import describe
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.pretrained import DEFAULT
 from uniflow.tokenizer import Tokenizer
 from uniflow.tools.common import check_numbers, load_tokenizer
-from uniflow.tools.reconstruct_clip import Noise, reconstruct_clip
+from uniflow.tools.reconstruct_clip import reconstruct_clip
 
 
 def reconstruct(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,10 +18,10 @@ from uniflow.data.images.transforms import resize_short_side
 from uniflow.data.video.files import Frame, VideoReadError
 from uniflow.data.video.reading import read_frames, video_info
 from uniflow.data.video.writing import VideoWriter
+from uniflow.evaluation.clips import Noise
 from uniflow.metrics.video import ClipScores
 from uniflow.tokenizer import Tokenizer
 
-Noise = Literal["shared", "independent"]
 GAP = 4  # white columns between original and reconstruction
 PIXELS = 2**20  # of the frames that are decoded at once
 MOST = 16  # frames at once
