@@ -187,3 +187,29 @@ def test_quality_and_times_of_the_writer(tmp_path):
     assert sizes[0] > 2 * sizes[1]
     with pytest.raises(ValueError, match="quality must be in 0"):
         VideoWriter(tmp_path / "b.mp4", 10, quality=60)
+
+
+def test_a_temporal_decoder_sees_the_past_across_pieces(tmp_path, tokenizer, capsys, monkeypatch):
+    model = Tokenizer.from_pretrained(tokenizer)
+    decoder = FLOW(model.bottleneck.spec, temporal_window=3)
+    decoder.load_state_dict(model.decoder.state_dict(), strict=False)
+    Tokenizer(model.encoder, model.bottleneck, decoder).save_pretrained(tmp_path / "fresh")
+    torch.manual_seed(3)
+    decoder.global_stage.temporal[0].projection.weight.data.normal_()
+    Tokenizer(model.encoder, model.bottleneck, decoder).save_pretrained(tmp_path / "learned")
+    write_folder(tmp_path / "a", stairs(7))
+
+    def run(of, **options):
+        options = {"size": 0, "folders": "clips"} | options
+        reconstruct([tmp_path / "a"], of, tmp_path / "out", **options)
+        return capsys.readouterr().out
+
+    assert run(tmp_path / "fresh") == run(tokenizer)
+    whole = run(tmp_path / "learned")
+    assert whole != run(tokenizer)
+    with pytest.raises(ValueError, match="--tile with a temporal decoder needs --global_context true"):
+        run(tmp_path / "learned", tile=2)
+    in_tiles = run(tmp_path / "learned", tile=6, overlap=0, global_context=True)
+    assert numbers(in_tiles)["psnr"] == numbers(whole)["psnr"]
+    monkeypatch.setattr(of_clips, "PIXELS", 48 * 64 * 3)
+    assert run(tmp_path / "learned") == whole

@@ -87,7 +87,8 @@ def evaluate(
         with torch.inference_mode():
             pixels, frames, names = batch["image"].to(picked), batch.get("frames"), batch.get("name")
             digests = noise_digests(image_digests(pixels), frames, noise) if frames else None
-            decoded = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, names, digests)
+            with model.decoder.over_time(frames or 1):
+                decoded = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, names, digests)
             if frames:
                 clips.update(decoded, pixels, frames, names)
         if gallery is not None:

@@ -18,6 +18,7 @@ from uniflow.data.images.transforms import resize_short_side
 from uniflow.data.video.files import Frame, VideoReadError
 from uniflow.data.video.reading import read_frames, video_info
 from uniflow.data.video.writing import VideoWriter
+from uniflow.decoders.temporal import Memory
 from uniflow.evaluation.clips import Noise
 from uniflow.metrics.video import ClipScores
 from uniflow.tokenizer import Tokenizer
@@ -56,8 +57,12 @@ def reconstruct_clip(
 
     Raises:
         VideoReadError: if not one frame can be read.
+        ValueError: for tiles of a temporal decoder without a common context.
     """
+    if model.decoder.temporal and options.get("tile") and not options.get("global_context"):
+        raise ValueError("--tile with a temporal decoder needs --global_context true: tiles have no common past")
     info = video_info(path)
+    memory: Memory = {}
     start_noise = _StartNoise(model, seed, noise, next(model.parameters()).device)
     stream = _Tolerant(read_frames(path, length=frames))
     scores = ClipScores()
@@ -70,7 +75,8 @@ def reconstruct_clip(
         bar = progress.add_task(path.name, total=total)
         for times, images in _pieces(stream, side):
             latents = model.encode(images.to(start_noise.device))
-            decoded = model.decode(latents, noise=start_noise(latents), **options).float()
+            with model.decoder.over_time(len(latents), memory):
+                decoded = model.decode(latents, noise=start_noise(latents), **options).float()
             originals = to_unit_range(images.to(decoded.device))
             decoded = decoded[..., : images.shape[-2], : images.shape[-1]]
             scores.update(decoded, originals)
