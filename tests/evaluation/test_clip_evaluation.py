@@ -10,6 +10,7 @@ from torch import nn
 
 from uniflow import Tokenizer
 from uniflow.bottleneck import MLPBottleneck
+from uniflow.cli import main
 from uniflow.data import SceneClips
 from uniflow.evaluation.clips import ClipEvaluation, noise_digests
 from uniflow.metrics.distribution import frechet_distance, moments
@@ -63,7 +64,7 @@ def scenes(length=4, clips=3):
     return SceneClips(32, length, test_length=clips, batch_size=2, num_workers=0)
 
 
-def test_evaluate_judges_clips(tokenizer, i3d, tmp_path, capsys):
+def test_evaluate_judges_clips(tokenizer, videomae, tmp_path, capsys):
     def results(name, length=4, **options):
         protocol = ReconstructionProtocol(sets=())
         evaluate(tokenizer, data=scenes(length), out=tmp_path / name, worst=0, protocol=protocol, **options)
@@ -79,11 +80,15 @@ def test_evaluate_judges_clips(tokenizer, i3d, tmp_path, capsys):
     with open(tmp_path / "shared" / "clips.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["clip"] for row in rows] == ["scene 000000", "scene 000001", "scene 000002"]
-    whole = results("fvd", length=10, video_features=I3DFeatures(i3d))
-    assert whole["rfvd_i3d"] > 0
-    features = whole["protocol/settings"]["clips"]["features"]
-    assert features.startswith("I3D TorchScript, weights ")
-    assert features in capsys.readouterr().out  # the hash is printed
+    data = ["--data", "SceneClips", "--data.size", "32", "--data.length", "12", "--data.test_length", "2"]
+    features = ["--video_features", "VideoMAEFeatures", "--video_features.path", videomae]
+    quick = ["--data.num_workers", "0", "--protocol.sets", "[]", "--out", str(tmp_path / "fvd")]
+    assert main(["evaluate", tokenizer, *data, *features, *quick]) == 0
+    whole = json.loads((tmp_path / "fvd" / "results.json").read_text())
+    assert whole["rfvd_videomae"] > 0
+    identity = whole["protocol/settings"]["clips"]["features"]
+    assert identity.startswith("VideoMAE mean token, 12 frames of 32 px, weights ")
+    assert identity in capsys.readouterr().out  # the hash is printed
 
 
 def test_noise_is_drawn_by_the_first_frame_of_each_clip():

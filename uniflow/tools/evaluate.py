@@ -66,7 +66,7 @@ def evaluate(
         device: where to compute; auto takes a GPU if there is one.
         fast_cpu: on a CPU, whether to use oneDNN where it is faster (AMD processors with AVX-512).
         noise: of clips: "shared", all frames of a clip start from one noise, or "independent", each from its own.
-        video_features: of clips: features for rFVD, such as uniflow.metrics.video_features.VideoMAEFeatures.
+        video_features: of clips: features for rFVD, such as VideoMAEFeatures.
 
     Raises:
         ValueError: if neither images nor data are named, or both are, or none can be read.

@@ -117,6 +117,16 @@ def test_a_container_without_pictures(tmp_path):
         list(read_frames(tmp_path / "sound.mp4"))
 
 
+def test_unknown_codes_are_one_line_and_odd_metadata_is_no_fault(tmp_path, files):
+    data = (files / "a.mp4").read_bytes()
+    (tmp_path / "code.mp4").write_bytes(data.replace(b"avc1", b"zzz9").replace(b"avcC", b"zzzC"))
+    with pytest.raises(VideoReadError, match="in a code that libav does not know"):
+        list(read_frames(tmp_path / "code.mp4"))
+    assert b"Lavf" in data
+    (tmp_path / "words.mp4").write_bytes(data.replace(b"Lavf", b"La\xff\xfe"))
+    assert len(list(read_frames(tmp_path / "words.mp4"))) == 12
+
+
 def test_broken_folders_are_one_line(tmp_path):
     folder = write_folder(tmp_path / "frames", stairs(3))
     (folder / "frame1.png").write_bytes(b"nothing")

@@ -84,7 +84,7 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
         with open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise VideoReadError(name, "the file is empty")
-            with av.open(file, format=kind) as container:
+            with av.open(file, format=kind, metadata_errors="replace") as container:
                 yield container
     except av.error.FFmpegError as error:
         raise VideoReadError(name, f"cannot be read as {kind} ({one_line(error, 200)})") from error
@@ -171,6 +171,8 @@ def _upright(frame: _Timed) -> Tensor:
 def _pictures(container: Any, path: str | os.PathLike[str]) -> Any:
     if not container.streams.video:
         raise VideoReadError(os.fspath(path), "has no picture track")
+    if container.streams.video[0].codec_context is None:
+        raise VideoReadError(os.fspath(path), "its pictures are in a code that libav does not know")
     return container.streams.video[0]
 
 

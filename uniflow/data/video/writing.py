@@ -85,7 +85,9 @@ class VideoWriter:
         self._output, self._stream = output, stream
         if self.sound_of is not None:
             source = self._stack.enter_context(open_container(self.sound_of))
-            if source.streams.audio:
+            if source.streams.audio and source.streams.audio[0].codec_context is None:
+                self.fault = "a code that libav does not know"
+            elif source.streams.audio:
                 self._packets = self._sound(source)
                 self._waiting = (0.0, None)
 
@@ -102,8 +104,10 @@ class VideoWriter:
     def _sound(self, source: Any) -> Iterator[tuple[float, Any]]:
         """Packets for the output with their times; the output's stream is made at once."""
         track = source.streams.audio[0]
-        pictures = source.streams.video[0]
-        origin = (pictures.start_time or 0) * pictures.time_base
+        # Frames' times begin with the first frame, so those of the sound do, too.
+        origin = Fraction(0)
+        for pictures in source.streams.video[:1]:
+            origin = (pictures.start_time or 0) * pictures.time_base
         if track.codec_context.name in COPIED:
             return self._copied(source, track, self._output.add_stream_from_template(track), origin)
         layout = "mono" if track.codec_context.channels == 1 else "stereo"
