@@ -190,6 +190,8 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
     """
     values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
     start = config["model"].get("init_args", {}).get("start")
+    if config["model"].get("init_args", {}).get("init_from"):
+        values["model.init_from"] = None  # weights fit their own size only
     for slot, wanted in TINY.items():
         node: Any = config
         for name in slot.split("."):
@@ -302,6 +304,9 @@ def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
     name = config["data"]["class_path"].rpartition(".")[2]
     if name == "ImageFolder":
         return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
+    if name == "ClipFolder":  # each class of pictures is a folder of two frames
+        options = ["--data.val", "null", "--data.test", "null", "--data.length", "2", "--data.rate", "null"]
+        return ["--data.root", str(write_photos(folder / "photos")), *options]
     if name == "ADE20K":
         options = ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
         if _class_name(config["model"]["init_args"]["heads"][0]) != "Mask2Former":

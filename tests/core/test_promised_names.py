@@ -15,8 +15,8 @@ PROMISED = {
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
     "uniflow.conditions": "Condition LabelCondition NoCondition TextCondition",
-    "uniflow.data": "ADE20K CachedLatents COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 "
-    "Scenes WebDataset",
+    "uniflow.data": "ADE20K CachedLatents COCODetection ClipFolder DepthFolder ImageDataModule ImageFolder MaskFolder "
+    "NYUv2 SceneClips Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "
@@ -31,8 +31,8 @@ PROMISED = {
     "UPerNet ZeroShotHead",
     "uniflow.layers": "ExactLinear",
     "uniflow.losses": "Adversarial Perceptual PixelLoss",
-    "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
-    "ReconstructionProtocol",
+    "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor I3DFeatures InceptionFeatures "
+    "Protocol ReconstructionProtocol VideoFeatures VideoMAEFeatures",
     "uniflow.sharding.strategy": "FSDP2",
     "uniflow.start": "Regression",
     "uniflow.tasks": "ClassificationTask DepthTask DetectionTask FeatureTask FusedAdamW GenerationTask Pretraining "

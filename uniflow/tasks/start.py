@@ -25,6 +25,21 @@ CALIBRATION_IMAGES = 64
 JUDGED_IMAGES = 64
 
 
+def train_parameters(tokenizer: Tokenizer, text: str) -> None:
+    """Freeze all parameters whose names do not contain `text`.
+
+    Raises:
+        ValueError: if no parameter is left to train.
+    """
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and text in name)
+    if not any(parameter.requires_grad for parameter in tokenizer.parameters()):
+        raise ValueError(
+            f"train_only: no trained parameter of the tokenizer has {text!r} in its name; for 'temporal' the decoder "
+            "needs a temporal_window"
+        )
+
+
 def prepare(
     trainer: Trainer,
     tokenizer: Tokenizer,
