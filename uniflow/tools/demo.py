@@ -66,6 +66,13 @@ def demo(
     require_gradio()  # before anything large is loaded
     if port is not None and port > 65535:
         raise ValueError(f"--port must lie between 1 and 65535, not {port}")
+    for name, value, owner, given in (
+        ("text_encoder", text_encoder, "generator", generator),
+        ("lm", lm, "assistant", assistant),
+        ("gguf_file", gguf_file, "lm", lm),
+    ):
+        if value is not None and given is None:
+            raise ValueError(f"--{name} is of --{owner}, which is missing")
     limits = Limits(max_upload_mb * 2**20, max_pixels)
     model, picked = load_tokenizer(tokenizer, device, fast_cpu)
     parts = Parts(

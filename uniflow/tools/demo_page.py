@@ -62,7 +62,13 @@ def running(parts: Parts, limits: Limits, host: str = "127.0.0.1", port: int | N
 
         page = build_page(parts, limits, Path(folder))
         page.queue(max_size=WAITING)
-        font = ["system-ui", "sans-serif"]
+        look = gradio.themes.Default(
+            primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        ).set(
+            button_primary_background_fill="*primary_700",  # white letters need a dark ground
+            button_primary_background_fill_hover="*primary_800",
+            color_accent="*primary_700",
+        )
         try:
             page.launch(
                 server_name=host,
@@ -75,7 +81,7 @@ def running(parts: Parts, limits: Limits, host: str = "127.0.0.1", port: int | N
                 footer_links=[],
                 max_file_size=limits.max_bytes,
                 state_session_capacity=SESSIONS,
-                theme=gradio.themes.Default(primary_hue="teal", font=font, font_mono=["ui-monospace", "monospace"]),
+                theme=look,
                 css=STYLE.read_text(encoding="utf-8"),
             )
             yield page
@@ -209,7 +215,8 @@ def _features_tab(gr: Any, page: Any, parts: Parts, limits: Limits, picture: Any
         framed = _output(gr, "Click a patch here")
         colours = [_output(gr, f"{name.capitalize()}: colours") for name in names]
     with gr.Row():
-        text = gr.HTML(padding=False, min_width=180)  # below the picture that is clicked
+        with gr.Column(min_width=180):  # below the picture that is clicked
+            text = gr.HTML(padding=False)
         maps = [_output(gr, f"{name.capitalize()}: cosine") for name in names]
 
     def run(path: str | None, chosen: float) -> list[Any]:

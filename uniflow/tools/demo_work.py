@@ -185,8 +185,8 @@ def reconstruct_picture(
     score, similarity = quality(original, result)
     told = f"PSNR {score:.2f} dB" + ("" if math.isnan(similarity) else f", SSIM {similarity:.3f}")
     size = f"{size_in_words(tokenizer, fitted.shape[-2], fitted.shape[-1])}. {seconds:.1f} s."
-    pictures = (original, result, error_map(result, original, GAIN))
-    return Reconstruction(*(to_uint8(picture[0]).cpu() for picture in pictures), told, size)
+    shown, decoded, error = (to_uint8(p[0]).cpu() for p in (original, result, error_map(result, original, GAIN)))
+    return Reconstruction(shown, decoded, error, told, size)
 
 
 def size_in_words(tokenizer: Tokenizer, height: int, width: int) -> str:
