@@ -184,8 +184,9 @@ def _reconstruct_tab(gr: Any, page: Any, parts: Parts, limits: Limits, picture: 
     own_steps = getattr(parts.tokenizer.decoder, "steps", None)  # of decoders with a sampler
     side = parts.tokenizer.encoder.spec.image_size
     with gr.Row():
+        value = min(own_steps or 1, work.MOST_STEPS)
         steps = gr.Slider(
-            1, work.MOST_STEPS, own_steps or 1, step=1, label="Steps", visible=own_steps is not None, min_width=140
+            1, work.MOST_STEPS, value, step=1, label="Steps", visible=own_steps is not None, min_width=140
         )
         seed = gr.Number(0, label="Seed of the noise", precision=0, min_width=140)
     own_size = gr.Checkbox(
@@ -267,7 +268,7 @@ def _generate_tab(gr: Any, parts: Parts) -> None:
         count = gr.Slider(1, work.MOST_IMAGES, 4, step=1, label="Pictures", min_width=140)
         own = min(getattr(network, "steps", 20), work.MOST_STEPS)
         steps = gr.Slider(1, work.MOST_STEPS, own, step=1, label="Steps", min_width=140)
-        strength = float(getattr(network, "guidance", 1.0))
+        strength = min(float(getattr(network, "guidance", 1.0)), work.MOST_GUIDANCE)
         guidance = gr.Slider(0, work.MOST_GUIDANCE, strength, step=0.1, label="Guidance", min_width=140)
         seed = gr.Number(0, label="Seed of the noise", precision=0, min_width=140)
     button = gr.Button("Generate", variant="primary", elem_classes="run")
