@@ -63,9 +63,10 @@ def assistant():
 
 
 @pytest.fixture(scope="module")
-def gradio():
+def gradio(tmp_path_factory):
     """Imported where pandas does not take the folder tests/bottleneck for a package of that name."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         patch.setitem(sys.modules, "bottleneck", None)
         return pytest.importorskip("gradio")
 
@@ -249,6 +250,7 @@ def endpoints(page):
 
 def test_the_pages_endpoints(gradio, tokenizer, generator, assistant, files, monkeypatch, capsys):
     monkeypatch.setattr(demo_work, "MOST_TOKENS", 3)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(files / "gradio"))
     parts = Parts(tokenizer, "<b>mine</b>", tokenizer.encoder, generator, ["sun", "moon", "star"], assistant)
     page = demo_page.build_page(parts, Limits(), files / "page")
     blocks = list(page.blocks.values())
