@@ -64,6 +64,10 @@ TOOLS = {
         "show an image's features, similarities, latents and errors",
     ),
     "chat": ("uniflow.tools.chat:chat", "ask about an image: an assistant made by a fit of VisualQuestionTask answers"),
+    "demo": (
+        "uniflow.tools.demo:demo",
+        "serve a local web page: reconstruct, look at features, generate and chat",
+    ),
     "export": ("uniflow.tools.export:export", "write encode and decode as torch.export programs and as ONNX"),
     "consolidate": (
         "uniflow.tools.consolidate:consolidate",

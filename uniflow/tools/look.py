@@ -60,7 +60,7 @@ class Look:
 
 
 @dataclass
-class _View:
+class PatchView:
     """What is shown of features.
 
     Attributes:
@@ -166,7 +166,7 @@ def look_at(
     row, column = patch = patch or (rows // 2, columns // 2)
     if not (0 <= row < rows and 0 <= column < columns):
         raise ValueError(f"there is no patch ({row}, {column}): this image has {rows} rows and {columns} columns")
-    view = _View((image.shape[-2], image.shape[-1]), tokenizer.encoder.spec.patch_size, layers, patch)
+    view = PatchView((image.shape[-2], image.shape[-1]), tokenizer.encoder.spec.patch_size, layers, patch)
     latents, _ = tokenizer.bottleneck(student)
     result = Look()
     result.add_row(_reconstruction(tokenizer, image, latents, steps, view))
@@ -243,7 +243,7 @@ def names_weights(tokenizer: Tokenizer) -> bool:
 
 
 def _reconstruction(
-    tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps: int | None, view: _View
+    tokenizer: Tokenizer, image: Tensor, latents: Tensor, steps: int | None, view: PatchView
 ) -> dict[str, Panel]:
     height, width = view.size
     p = tokenizer.patch_size
@@ -261,7 +261,7 @@ def _reconstruction(
     }
 
 
-def _colours(output: EncoderOutput, reference: EncoderOutput, view: _View, whose: str) -> dict[str, Panel]:
+def _colours(output: EncoderOutput, reference: EncoderOutput, view: PatchView, whose: str) -> dict[str, Panel]:
     panels = {}
     for layer in view.layers:
         features = output.feature_map(layer - 1)
@@ -271,7 +271,7 @@ def _colours(output: EncoderOutput, reference: EncoderOutput, view: _View, whose
     return panels
 
 
-def _similarities(output: EncoderOutput, view: _View, whose: str) -> dict[str, Panel]:
+def _similarities(output: EncoderOutput, view: PatchView, whose: str) -> dict[str, Panel]:
     panels = {}
     for layer in view.layers:
         values = similarity_map(output.feature_map(layer - 1)[0], view.patch)

@@ -96,17 +96,35 @@ def reconstruct(
 
 
 @torch.inference_mode()
+def reconstruct_image(model: Tokenizer, image: torch.Tensor, seed: int, **options: Any) -> tuple[torch.Tensor, ...]:
+    """One image as it is and as it is decoded.
+
+    Args:
+        model: on the image's device.
+        image: uint8 (3, H, W).
+        seed: of the decoder's noise.
+        **options: of `Tokenizer.reconstruct`.
+
+    Returns:
+        Original and reconstruction, each (1, 3, H, W), float32 in [0, 1].
+    """
+    generator = torch.Generator(image.device).manual_seed(seed)
+    return to_unit_range(image[None]), model.reconstruct(image[None], generator=generator, **options).float()
+
+
+def quality(original: torch.Tensor, result: torch.Tensor) -> tuple[float, float]:
+    """PSNR in dB and SSIM of one image (1, 3, H, W) in [0, 1]; SSIM is NaN below 11 pixels, the side of its window."""
+    similarity = ssim(result, original).item() if min(original.shape[-2:]) >= 11 else float("nan")
+    return psnr(result, original).item(), similarity
+
+
 def _reconstruct_one(
     model: Tokenizer, image: torch.Tensor, path: Path, seed: int, **options: Any
 ) -> tuple[float, float]:
     """PSNR in dB and SSIM of one image, uint8 (3, H, W); writes the image to `path`."""
-    generator = torch.Generator(image.device).manual_seed(seed)
-    original = to_unit_range(image[None])
-    result = model.reconstruct(image[None], generator=generator, **options).float()
+    original, result = reconstruct_image(model, image, seed, **options)
     save_picture(rows_to_grid([torch.cat([original, result])]), path)
-    # SSIM's window has 11 pixels; a smaller image has none.
-    similarity = ssim(result, original).item() if min(image.shape[1:]) >= 11 else float("nan")
-    return psnr(result, original).item(), similarity
+    return quality(original, result)
 
 
 def _targets(paths: list[Path], out: Path, folders: Literal["files", "clips"] = "files") -> list[tuple[Path, Path]]:
