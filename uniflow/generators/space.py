@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.moments import SecondMoments
 from uniflow.core.numbers import NonNegativeFloat, PositiveInt
 from uniflow.core.part import Part
 from uniflow.core.specs import LatentSpec
 from uniflow.layers.grid import patchify, to_tokens
 from uniflow.layers.precision import full_precision
-from uniflow.start.moments import SecondMoments
 
 # Directions in which latents hardly vary at all are not divided by their spread.
 SMALLEST_VARIANCE = 1e-8

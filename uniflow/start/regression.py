@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck.layers import last_features
 from uniflow.core.distributed import is_distributed
+from uniflow.core.moments import SecondMoments
 from uniflow.core.numbers import CheckedNumbers, NonNegativeFloat, PositiveInt, UnitFloatBelow1
 from uniflow.core.pixels import to_unit_range
 from uniflow.layers.grid import patchify
 from uniflow.metrics import image_digests
 from uniflow.sharding.shard import reshard, spread_like
-from uniflow.start.moments import SecondMoments
 from uniflow.start.solution import LinearTokenizer, solve
 from uniflow.tokenizer import Tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uniflow.start.moments import SecondMoments
+from uniflow.core.moments import SecondMoments
 
 
 @dataclass(frozen=True)
