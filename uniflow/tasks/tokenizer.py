@@ -33,6 +33,7 @@ from uniflow.start import Regression
 from uniflow.tasks.base import Stage, Task
 from uniflow.tasks.start import prepare
 from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.latent_noise import augment_latents
 from uniflow.tokenizer.summary import print_summary
 from uniflow.training import Schedule, as_schedule
 from uniflow.training.trainer import data_of, is_logged_step
@@ -71,6 +72,8 @@ class TokenizerTask(Task):
             need `shortcut: true` for it. Not repeated when a run is resumed.
         shortcut_lr_multiplier: factor on the learning rate of what a regression start has solved, the shortcuts of
             bottleneck and decoder: at the rate of random weights it is lost in a few steps.
+        noise_tau: in training the decoder sees latents with noise of |N(0, noise_tau^2)| standard deviations, drawn for
+            each image, so that it decodes what a generator makes, too (arXiv 2510.11690); 0 is none.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
     """
 
@@ -95,6 +98,7 @@ class TokenizerTask(Task):
         start: Literal["random", "regression"] | Regression = "random",
         shortcut_lr_multiplier: NonNegativeFloat = 0.03,
         latent_feature_weight: NonNegativeFloat = 0.0,
+        noise_tau: NonNegativeFloat = 0.0,
         **task: Any,
     ) -> None:
         super().__init__(**task)
@@ -106,7 +110,7 @@ class TokenizerTask(Task):
         self.reconstruction_weight = reconstruction_weight
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
-        self.shortcut_lr_multiplier = shortcut_lr_multiplier
+        self.shortcut_lr_multiplier, self.noise_tau = shortcut_lr_multiplier, noise_tau
         self.latent_feature_weight = latent_feature_weight
         self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)
@@ -188,7 +192,8 @@ class TokenizerTask(Task):
         student = self.tokenizer.encoder(images)
         latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+        noised = augment_latents(self.tokenizer, latents, self.noise_tau)
+        of_decoder, on_pixels = self.decoder_losses(noised, to_unit_range(images))
         terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
