@@ -62,6 +62,8 @@ class TokenizerTask(Task):
             What they train is in checkpoints, not in the saved tokenizer.
         distill_prefix_tokens: compare class and register tokens too, not only patch tokens.
         encoder_lr_multiplier: factor on the encoder's learning rate.
+        noise_tau: in training the decoder sees latents with noise of |N(0, noise_tau^2)| standard deviations, drawn for
+            each image, so that it decodes what a generator makes, too (arXiv 2510.11690); 0 is none.
         eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
         protocol: how reconstructions are judged, in validation and test; None is `ReconstructionProtocol()`.
         latent_feature_weight: weight of a loss that keeps the features in the latents: the mean squared error of the
@@ -72,8 +74,6 @@ class TokenizerTask(Task):
             need `shortcut: true` for it. Not repeated when a run is resumed.
         shortcut_lr_multiplier: factor on the learning rate of what a regression start has solved, the shortcuts of
             bottleneck and decoder: at the rate of random weights it is lost in a few steps.
-        noise_tau: in training the decoder sees latents with noise of |N(0, noise_tau^2)| standard deviations, drawn for
-            each image, so that it decodes what a generator makes, too (arXiv 2510.11690); 0 is none.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
     """
 
@@ -92,13 +92,13 @@ class TokenizerTask(Task):
         reconstruction_weight: NonNegativeFloat = 1.0,
         distill_prefix_tokens: bool = False,
         encoder_lr_multiplier: NonNegativeFloat = 1.0,
+        noise_tau: NonNegativeFloat = 0.0,
         eval_steps: Sequence[PositiveInt] = (1,),
         pixel_losses: list[PixelLoss] | None = None,
         protocol: ReconstructionProtocol | None = None,
         start: Literal["random", "regression"] | Regression = "random",
         shortcut_lr_multiplier: NonNegativeFloat = 0.03,
         latent_feature_weight: NonNegativeFloat = 0.0,
-        noise_tau: NonNegativeFloat = 0.0,
         **task: Any,
     ) -> None:
         super().__init__(**task)
@@ -107,10 +107,10 @@ class TokenizerTask(Task):
         self._factories = (encoder, bottleneck, decoder)
         self.weighting = weighting
         self.distillation_weight = as_schedule(distillation_weight, "TokenizerTask.distillation_weight")
-        self.reconstruction_weight = reconstruction_weight
+        self.reconstruction_weight, self.noise_tau = reconstruction_weight, noise_tau
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
-        self.shortcut_lr_multiplier, self.noise_tau = shortcut_lr_multiplier, noise_tau
+        self.shortcut_lr_multiplier = shortcut_lr_multiplier
         self.latent_feature_weight = latent_feature_weight
         self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)
@@ -192,8 +192,7 @@ class TokenizerTask(Task):
         student = self.tokenizer.encoder(images)
         latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        noised = augment_latents(self.tokenizer, latents, self.noise_tau)
-        of_decoder, on_pixels = self.decoder_losses(noised, to_unit_range(images))
+        of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
         terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
@@ -209,15 +208,16 @@ class TokenizerTask(Task):
         return total
 
     def decoder_losses(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The decoder's losses, not yet weighted, and the pixel losses, which weight themselves.
+        """The decoder's training losses, not yet weighted, and the pixel losses, which weight themselves.
 
         Args:
-            latents: (B, C, h, w).
+            latents: (B, C, h, w); noise of `noise_tau` is added here.
             images: float in [0, 1], (B, 3, H, W).
 
         Raises:
             ValueError: if two losses have the same name.
         """
+        latents = augment_latents(self.tokenizer, latents, self.noise_tau)
         if not self.pixel_losses:
             return self.tokenizer.decoder.loss(latents, images), {}
         of_decoder, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
