@@ -28,7 +28,7 @@ def awake(**options):
 
 def loss(network, vector=VECTOR):
     torch.manual_seed(5)
-    return network.loss(LATENTS, vector)["flow"].item()
+    return sum(network.loss(LATENTS, vector).values()).item()
 
 
 def test_it_starts_by_predicting_zero():
@@ -48,6 +48,9 @@ def test_it_starts_by_predicting_zero():
         {"prediction": "data"},
         {"shift": 3.0},
         {"uniform_share": 1.0},
+        {"internal_weight": 0.5},
+        {"internal_weight": 1.0},
+        {"internal_weight": 0.5, "depth": 3, "internal_depth": 2},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -100,7 +103,7 @@ def test_a_sample_does_not_depend_on_its_batch(method):
 @torch.no_grad()
 def test_a_network_that_knows_the_data_samples_them():
     network = awake(prediction="data", steps=4)
-    network.forward = lambda x, t, told: LATENTS[: len(x)]
+    network.forward = lambda x, t, told, internal: LATENTS[: len(x)]
     torch.testing.assert_close(network.sample(NOISE, VECTOR, NOTHING), LATENTS, rtol=1e-4, atol=1e-4)
     flow = network.validation_loss(LATENTS, NOISE, torch.full((3,), 0.3), VECTOR)["flow"]
     assert flow < 1e-10
@@ -137,7 +140,13 @@ def test_shift_by_the_dimension():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"num_heads": 3}, "multiple of 4"), ({"guidance_interval": (0.5, 0.5)}, "must rise"), ({"steps": 0}, "steps")],
+    [
+        ({"num_heads": 3}, "multiple of 4"),
+        ({"guidance_interval": (0.5, 0.5)}, "must rise"),
+        ({"steps": 0}, "steps"),
+        ({"guidance_from": "internal"}, "trained with an internal_weight"),
+        ({"internal_weight": 0.5, "internal_depth": 2}, "internal_depth must be below depth 2"),
+    ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -53,6 +54,26 @@ class DiTBlock(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class OutputLayer(nn.Module):
+    """Tokens -> what the network predicts of each, under the condition; starts as zero."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero_linear(width, 2 * width)
+        self.proj = zero_linear(width, channels)
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Tokens (B, N, width), the condition (B, 1, width) -> (B, N, channels)."""
+        return self.proj(modulated(self.norm(tokens), self.modulation, condition))
+
+
+def modulated(tokens: Tensor, modulation: nn.Module, condition: Tensor) -> Tensor:
+    """Tokens scaled and shifted as `modulation` says of the condition."""
+    shift, scale = modulation(F.silu(condition)).chunk(2, dim=-1)
+    return tokens * (1 + scale) + shift
+
+
 class DiT(LatentGenerator):
     """Diffusion transformer (arXiv 2212.09748) with rotary positions, normalised queries and keys, and SwiGLU.
 
@@ -72,11 +93,17 @@ class DiT(LatentGenerator):
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)). Both are shifted.
         steps: sampler steps where none are given.
         method: "euler", or "heun", which costs two evaluations a step.
-        guidance: classifier-free guidance where none is given; 1 is none.
+        guidance: strength of guidance where none is given; 1 is none.
         guidance_interval: times between which guidance works (arXiv 2404.07724).
+        guidance_from: what guidance moves away from: "null", the network without the condition (classifier-free
+            guidance), or "internal", what a block in the middle predicts (arXiv 2512.24176), which costs no second pass
+            and needs an `internal_weight`.
+        internal_weight: weight of the loss of a second output layer, which predicts the same after the first
+            `internal_depth` blocks; 0 makes none.
+        internal_depth: number of these blocks; None is half of all, at least 1.
 
     Raises:
-        ValueError: if the heads do not divide the width, or the interval is empty.
+        ValueError: if the heads do not divide the width, the interval is empty, or there is nothing to guide from.
     """
 
     def __init__(
@@ -94,12 +121,19 @@ class DiT(LatentGenerator):
         method: Literal["euler", "heun"] = "euler",
         guidance: NonNegativeFloat = 1.0,
         guidance_interval: tuple[UnitFloat, UnitFloat] = (0.0, 1.0),
+        guidance_from: Literal["null", "internal"] = "null",
+        internal_weight: NonNegativeFloat = 0.0,
+        internal_depth: PositiveInt | None = None,
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 4:
             raise ValueError(f"DiT: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
         if guidance_interval[0] >= guidance_interval[1]:
             raise ValueError(f"DiT: guidance_interval must rise, got {list(guidance_interval)}")
+        self.internal_weight, self.internal_depth = internal_weight, internal_depth or max(1, depth // 2)
+        if internal_weight > 0 and self.internal_depth >= depth:
+            raise ValueError(f"DiT: internal_depth must be below depth {depth}, got {self.internal_depth}")
+        self.guide_from(guidance_from)
         self.latent, self.head_dim = latent, width // num_heads
         self.prediction, self.shift, self.uniform_share = prediction, shift, uniform_share
         self.steps, self.method, self.guidance = steps, method, guidance
@@ -111,20 +145,45 @@ class DiT(LatentGenerator):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.final_modulation = zero_linear(width, 2 * width)
         self.final_proj = zero_linear(width, latent.channels)
+        # Made last, so that the other weights are those of a network without it.
+        self.internal_output = OutputLayer(width, latent.channels) if internal_weight > 0 else None
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """What the network predicts, a velocity or clean latents, (B, C, h, w), from x_t of this shape and t (B,)."""
+    def guide_from(self, source: str) -> None:
+        if source not in ("null", "internal"):
+            raise ValueError(f"DiT: guidance_from must be null or internal, got {source!r}")
+        if source == "internal" and self.internal_weight == 0:
+            raise ValueError("DiT: guidance_from internal needs a network trained with an internal_weight above 0")
+        self.guidance_from = source
+
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, internal: bool = False) -> Tensor:
+        """What the network predicts, a velocity or clean latents.
+
+        Args:
+            x_t: (B, C, h, w).
+            t: (B,).
+            conditioning: of the B samples.
+            internal: whether to give what the block in the middle predicts, too.
+
+        Returns:
+            (B, C, h, w); with `internal` (2 B, C, h, w), the network's own first.
+        """
         rows, columns = x_t.shape[-2:]
         angles = rotary_angles((rows, columns), self.head_dim, x_t.device)
         tokens = self.input_proj(to_tokens(x_t))
         condition = (self.time_embed(t) + self.condition_proj(conditioning.vector))[:, None]
-        for block in self.blocks:
+        outputs = []
+        for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask)
-        shift, scale = self.final_modulation(F.silu(condition)).chunk(2, dim=-1)
-        return to_image(self.final_proj(self.final_norm(tokens) * (1 + scale) + shift), rows)
+            if internal and self.internal_output is not None and number == self.internal_depth:
+                outputs = [self.internal_output(tokens, condition)]
+        final = self.final_proj(modulated(self.final_norm(tokens), self.final_modulation, condition))
+        return to_image(torch.cat([final, *outputs]), rows)
 
     def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
-        """`{"flow": mean squared error of the velocity}`; one time and one noise for each sample."""
+        """`{"flow": mean squared error of the velocity}`; one time and one noise for each sample.
+
+        With an `internal_weight` "internal" is this weight times the error of the output in the middle.
+        """
         t = sample_times((len(latents),), device=latents.device, uniform_share=self.uniform_share)
         return self.validation_loss(latents, torch.randn_like(full_precision(latents)), t, conditioning)
 
@@ -135,13 +194,18 @@ class DiT(LatentGenerator):
         t = shift_times(times, self.shift_of(latents))
         t_image = t.view(-1, 1, 1, 1).to(data.dtype)
         x_t = interpolate(noise.to(data.dtype), data, t_image)
-        predicted = self(x_t.to(latents.dtype), t, conditioning)
+        heads = 1 if self.internal_output is None else 2
+        predicted = self(x_t.to(latents.dtype), t, conditioning, heads == 2)
         with without_autocast(latents.device):
-            velocity = self._velocity(full_precision(predicted), x_t, t_image)
             target = velocity_target(noise.to(data.dtype), data)
             if self.prediction == "data":  # the target gets the same floor: where it acts, the loss is the data's
                 target = data_to_velocity(data, x_t, t_image)
-            return {"flow": (velocity - target).square().mean()}
+            errors = [
+                (self._velocity(full_precision(output), x_t, t_image) - target).square().mean()
+                for output in predicted.chunk(heads)
+            ]
+            weighted = (error * weight for error, weight in zip(errors, (1, self.internal_weight), strict=False))
+            return dict(zip(("flow", "internal"), weighted, strict=False))
 
     def sample(
         self,
@@ -152,29 +216,66 @@ class DiT(LatentGenerator):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> Tensor:
+        internal = self.guidance_from == "internal"
+        both = conditioning if internal else join(conditioning, unconditional)
+
+        def guided(x: Tensor, t: float, strength: float) -> Tensor:
+            x_in = x if internal else torch.cat([x, x])
+            conditional, weak = self.velocity(x_in, t, both, internal).chunk(2)
+            return guide(conditional, weak, strength)
+
+        return self._integrate(noise, conditioning, guided, steps, guidance)
+
+    def sample_autoguided(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        weak: LatentGenerator,
+        weak_conditioning: Conditioning,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        if not isinstance(weak, DiT):
+            raise ValueError(f"a DiT is guided by a weaker DiT only, not by a {type(weak).__name__}")
+
+        def guided(x: Tensor, t: float, strength: float) -> Tensor:
+            return guide(self.velocity(x, t, conditioning), weak.velocity(x, t, weak_conditioning), strength)
+
+        return self._integrate(noise, conditioning, guided, steps, guidance)
+
+    def velocity(self, x: Tensor, t: float, conditioning: Conditioning, internal: bool = False) -> Tensor:
+        """The velocity (B, C, h, w) at x of this shape and one time; with `internal` (2 B, C, h, w), see `forward`."""
+        times = torch.full((len(x),), t, device=x.device, dtype=x.dtype)
+        predicted = full_precision(self(x, times, conditioning, internal))
+        x_in = torch.cat([x, x]) if internal else x
+        return self._velocity(predicted, x_in, torch.full((1, 1, 1, 1), t, device=x.device, dtype=x.dtype))
+
+    def _integrate(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        guided: Callable[[Tensor, float, float], Tensor],
+        steps: int | None,
+        guidance: float | None,
+    ) -> Tensor:
+        """Latents from noise; where guidance works `guided` gives the velocity of x, a time and the strength."""
         strength = self.guidance if guidance is None else guidance
         low, high = self.guidance_interval
-        both = join(conditioning, unconditional) if strength != 1 else conditioning
-        numbers = full_dtype(noise.dtype)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            guided = strength != 1 and low <= t <= high
-            told = both if guided else conditioning
-            x_in = torch.cat([x, x]) if guided else x
-            times = torch.full((len(x_in),), t, device=x.device, dtype=numbers)
-            predicted = self._velocity(full_precision(self(x_in, times, told)), x_in, times.view(-1, 1, 1, 1))
-            if not guided:
-                return predicted
-            conditional, free = predicted.chunk(2)
-            return guide(conditional, free, strength)
+            if strength != 1 and low <= t <= high:
+                return guided(x, t, strength)
+            return self.velocity(x, t, conditioning)
 
+        start = noise.to(full_dtype(noise.dtype))
         edges = torch.tensor(step_times(self.steps if steps is None else steps), dtype=torch.float64)
         times = shift_times(edges, self.shift_of(noise)).tolist()
         if self.method == "euler":
-            return euler(velocity, noise.to(numbers), times)
+            return euler(velocity, start, times)
         # A velocity that is made of predicted data is not defined at t = 1: the last step stays Euler's.
         heun_steps = len(times) - 1 if self.prediction == "data" else len(times)
-        return euler(velocity, heun(velocity, noise.to(numbers), times[:heun_steps]), times[heun_steps - 1 :])
+        return euler(velocity, heun(velocity, start, times[:heun_steps]), times[heun_steps - 1 :])
 
     def shift_of(self, latents: Tensor) -> float:
         """The shift of the times for latents (B, C, h, w)."""
