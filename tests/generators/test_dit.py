@@ -1,5 +1,7 @@
 """The diffusion transformer: what each argument changes, guidance, and samples that depend on themselves alone."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -91,7 +93,35 @@ def test_guidance_moves_away_from_nothing_in_its_interval_only():
     torch.testing.assert_close(free, network.sample(NOISE, VECTOR, NOTHING, guidance=0.0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
+@torch.no_grad()
+def test_the_adaptive_sampler_agrees_with_many_steps_and_takes_each_image_alone():
+    pytest.importorskip("torchdiffeq")
+    network, other = (awake(method=method, tolerance=1e-4, guidance=2.0) for method in ("dopri5", "heun"))
+    for one in (network, other):  # random weights make of the time a field that wants steps without number
+        one.time_embed.fc2.weight.zero_()
+    sizes = []
+    network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = network.sample(NOISE, VECTOR, NOTHING)
+    assert set(sizes) == {2}
+    few = len(sizes)
+    torch.testing.assert_close(found, other.sample(NOISE, VECTOR, NOTHING, steps=30), atol=2e-3, rtol=1e-3)
+    network.tolerance = 1e-2
+    assert not torch.equal(network.sample(NOISE, VECTOR, NOTHING), found)
+    assert len(sizes) < 2 * few
+    weak = network.sample_autoguided(NOISE, VECTOR, network, VECTOR, guidance=2.0)
+    torch.testing.assert_close(weak, network.sample(NOISE, VECTOR, NOTHING, guidance=1.0), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "euler",
+        "heun",
+        pytest.param(
+            "dopri5", marks=pytest.mark.skipif(find_spec("torchdiffeq") is None, reason="torchdiffeq is missing")
+        ),
+    ],
+)
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch(method):
     network = awake(prediction="data", method=method, guidance=2.0)

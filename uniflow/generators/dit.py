@@ -16,10 +16,12 @@ from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import (
     data_to_velocity,
     dimension_shift,
+    dopri5,
     euler,
     guide,
     heun,
     interpolate,
+    need_torchdiffeq,
     sample_times,
     shift_times,
     step_times,
@@ -92,7 +94,10 @@ class DiT(LatentGenerator):
             numbers in the latents of an image, but at least 1.
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)). Both are shifted.
         steps: sampler steps where none are given.
-        method: "euler", or "heun", which costs two evaluations a step.
+        method: "euler"; "heun", which costs two evaluations a step; or "dopri5", which takes each image alone, with as
+            many evaluations as its `tolerance` needs. Of a network that predicts data the last one of `steps` steps
+            stays Euler's in the latter two.
+        tolerance: error that a step of "dopri5" may make, relative and absolute.
         guidance: strength of guidance where none is given; 1 is none.
         guidance_interval: times between which guidance works (arXiv 2404.07724).
         guidance_from: what guidance moves away from: "null", the network without the condition (classifier-free
@@ -103,6 +108,7 @@ class DiT(LatentGenerator):
         internal_depth: number of these blocks; None is half of all, at least 1.
 
     Raises:
+        ImportError: if "dopri5" lacks torchdiffeq.
         ValueError: if the heads do not divide the width, the interval is empty, or there is nothing to guide from.
     """
 
@@ -118,7 +124,8 @@ class DiT(LatentGenerator):
         shift: PositiveFloat | Literal["auto"] = "auto",
         uniform_share: UnitFloat = 0.1,
         steps: PositiveInt = 50,
-        method: Literal["euler", "heun"] = "euler",
+        method: Literal["euler", "heun", "dopri5"] = "euler",
+        tolerance: PositiveFloat = 1e-3,
         guidance: NonNegativeFloat = 1.0,
         guidance_interval: tuple[UnitFloat, UnitFloat] = (0.0, 1.0),
         guidance_from: Literal["null", "internal"] = "null",
@@ -130,13 +137,15 @@ class DiT(LatentGenerator):
             raise ValueError(f"DiT: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
         if guidance_interval[0] >= guidance_interval[1]:
             raise ValueError(f"DiT: guidance_interval must rise, got {list(guidance_interval)}")
+        if method == "dopri5":
+            need_torchdiffeq()
         self.internal_weight, self.internal_depth = internal_weight, internal_depth or max(1, depth // 2)
         if internal_weight > 0 and self.internal_depth >= depth:
             raise ValueError(f"DiT: internal_depth must be below depth {depth}, got {self.internal_depth}")
         self.guide_from(guidance_from)
         self.latent, self.head_dim = latent, width // num_heads
         self.prediction, self.shift, self.uniform_share = prediction, shift, uniform_share
-        self.steps, self.method, self.guidance = steps, method, guidance
+        self.steps, self.method, self.guidance, self.tolerance = steps, method, guidance, tolerance
         self.guidance_interval = (guidance_interval[0], guidance_interval[1])
         self.input_proj = nn.Linear(latent.channels, width)
         self.time_embed = TimeEmbedding(width)
@@ -216,6 +225,12 @@ class DiT(LatentGenerator):
         steps: int | None = None,
         guidance: float | None = None,
     ) -> Tensor:
+        if self.method == "dopri5" and len(noise) > 1:  # a sample shall not depend on its batch
+            alone = (
+                self.sample(noise[row], conditioning.rows(row), unconditional.rows(row), steps=steps, guidance=guidance)
+                for row in _each(noise)
+            )
+            return torch.cat(list(alone))
         internal = self.guidance_from == "internal"
         both = conditioning if internal else join(conditioning, unconditional)
 
@@ -238,6 +253,9 @@ class DiT(LatentGenerator):
     ) -> Tensor:
         if not isinstance(weak, DiT):
             raise ValueError(f"a DiT is guided by a weaker DiT only, not by a {type(weak).__name__}")
+        if self.method == "dopri5" and len(noise) > 1:
+            told = ((noise[row], conditioning.rows(row), weak, weak_conditioning.rows(row)) for row in _each(noise))
+            return torch.cat([self.sample_autoguided(*row, steps=steps, guidance=guidance) for row in told])
 
         def guided(x: Tensor, t: float, strength: float) -> Tensor:
             return guide(self.velocity(x, t, conditioning), weak.velocity(x, t, weak_conditioning), strength)
@@ -274,8 +292,14 @@ class DiT(LatentGenerator):
         if self.method == "euler":
             return euler(velocity, start, times)
         # A velocity that is made of predicted data is not defined at t = 1: the last step stays Euler's.
-        heun_steps = len(times) - 1 if self.prediction == "data" else len(times)
-        return euler(velocity, heun(velocity, start, times[:heun_steps]), times[heun_steps - 1 :])
+        last = len(times) - 2 if self.prediction == "data" else len(times) - 1
+        if last == 0:
+            return euler(velocity, start, times)
+        if self.method == "heun":
+            reached = heun(velocity, start, times[: last + 1])
+        else:
+            reached = dopri5(velocity, start, times[: last + 1], self.tolerance)
+        return euler(velocity, reached, times[last:])
 
     def shift_of(self, latents: Tensor) -> float:
         """The shift of the times for latents (B, C, h, w)."""
@@ -285,3 +309,8 @@ class DiT(LatentGenerator):
 
     def _velocity(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return data_to_velocity(predicted, x_t, t) if self.prediction == "data" else predicted
+
+
+def _each(samples: Tensor) -> list[slice]:
+    """Slices of one sample each."""
+    return [slice(number, number + 1) for number in range(len(samples))]
