@@ -53,6 +53,9 @@ def test_it_starts_by_predicting_zero():
         {"internal_weight": 0.5},
         {"internal_weight": 1.0},
         {"internal_weight": 0.5, "depth": 3, "internal_depth": 2},
+        {"head_width": 24, "head_depth": 1},
+        {"head_width": 24, "head_depth": 2},
+        {"head_width": 32, "head_depth": 1},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -175,6 +178,9 @@ def test_shift_by_the_dimension():
         ({"guidance_interval": (0.5, 0.5)}, "must rise"),
         ({"steps": 0}, "steps"),
         ({"guidance_from": "internal"}, "trained with an internal_weight"),
+        ({"head_width": 20, "head_depth": 1}, "a head_width that is a multiple of 8 "),
+        ({"head_width": 24}, "a head_depth above 0, got 24 and 0"),
+        ({"head_depth": 2}, "got 0 and 2"),
         ({"internal_weight": 0.5, "internal_depth": 2}, "internal_depth must be below depth 2"),
     ],
 )

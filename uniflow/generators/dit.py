@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.conditions import Conditioning, join
-from uniflow.core.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from uniflow.core.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import (
     data_to_velocity,
@@ -28,52 +27,11 @@ from uniflow.flow import (
     velocity_target,
 )
 from uniflow.generators.base import LatentGenerator
+from uniflow.generators.dit_layers import DiTBlock, OutputLayer, WideHead, modulated
 from uniflow.layers.adaln import TimeEmbedding, zero_linear
-from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, rotary_angles
+from uniflow.layers.attention import rotary_angles
 from uniflow.layers.grid import to_image, to_tokens
 from uniflow.layers.precision import full_dtype, full_precision, without_autocast
-
-
-class DiTBlock(nn.Module):
-    """Attention and MLP whose norms and gates the condition drives; it starts as the identity (AdaLN-zero)."""
-
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, token_width: int | None) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
-        self.attention = GridAttention(width, num_heads)
-        self.cross = None if token_width is None else CrossAttention(width, token_width, num_heads)
-        self.mlp = GatedMLP(width, mlp_ratio)
-        self.modulation = zero_linear(width, 6 * width)
-
-    def forward(
-        self, x: Tensor, condition: Tensor, angles: Tensor, tokens: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """Tokens (B, N, width), the condition's vector (B, 1, width), its tokens and mask, and the angles."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, angles)
-        if self.cross is not None and tokens is not None:
-            x = x + self.cross(self.norm1(x), tokens, mask)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
-
-
-class OutputLayer(nn.Module):
-    """Tokens -> what the network predicts of each, under the condition; starts as zero."""
-
-    def __init__(self, width: int, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.modulation = zero_linear(width, 2 * width)
-        self.proj = zero_linear(width, channels)
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """Tokens (B, N, width), the condition (B, 1, width) -> (B, N, channels)."""
-        return self.proj(modulated(self.norm(tokens), self.modulation, condition))
-
-
-def modulated(tokens: Tensor, modulation: nn.Module, condition: Tensor) -> Tensor:
-    """Tokens scaled and shifted as `modulation` says of the condition."""
-    shift, scale = modulation(F.silu(condition)).chunk(2, dim=-1)
-    return tokens * (1 + scale) + shift
 
 
 class DiT(LatentGenerator):
@@ -89,7 +47,7 @@ class DiT(LatentGenerator):
         num_heads: attention heads; `width / num_heads` has to be a multiple of 4.
         mlp_ratio: hidden channels of each MLP over `width`.
         prediction: what the network predicts: "velocity", or "data", the clean latent. Of latents with more channels
-            than the network is wide, only data can be predicted (arXiv 2511.13720).
+            than the network, or its wide head, only data can be predicted (arXiv 2511.13720).
         shift: how far the times move towards the noise, see `shift_times`; "auto" takes `dimension_shift` of the
             numbers in the latents of an image, but at least 1.
         uniform_share: share of uniformly drawn training times; the others are sigmoid(N(0, 1)). Both are shifted.
@@ -106,6 +64,8 @@ class DiT(LatentGenerator):
         internal_weight: weight of the loss of a second output layer, which predicts the same after the first
             `internal_depth` blocks; 0 makes none.
         internal_depth: number of these blocks; None is half of all, at least 1.
+        head_width: channels of a `WideHead` in place of the output layer, a multiple of `width / num_heads`; 0 is none.
+        head_depth: number of its blocks, above 0 with a head.
 
     Raises:
         ImportError: if "dopri5" lacks torchdiffeq.
@@ -131,12 +91,19 @@ class DiT(LatentGenerator):
         guidance_from: Literal["null", "internal"] = "null",
         internal_weight: NonNegativeFloat = 0.0,
         internal_depth: PositiveInt | None = None,
+        head_width: NonNegativeInt = 0,
+        head_depth: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 4:
             raise ValueError(f"DiT: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
         if guidance_interval[0] >= guidance_interval[1]:
             raise ValueError(f"DiT: guidance_interval must rise, got {list(guidance_interval)}")
+        if (head_width > 0) != (head_depth > 0) or head_width % (width // num_heads):
+            raise ValueError(
+                f"DiT: a wide head has a head_width that is a multiple of {width // num_heads} (width / num_heads) "
+                f"and a head_depth above 0, got {head_width} and {head_depth}"
+            )
         if method == "dopri5":
             need_torchdiffeq()
         self.internal_weight, self.internal_depth = internal_weight, internal_depth or max(1, depth // 2)
@@ -151,9 +118,14 @@ class DiT(LatentGenerator):
         self.time_embed = TimeEmbedding(width)
         self.condition_proj = nn.Linear(condition.width, width)
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio, condition.token_width) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.final_modulation = zero_linear(width, 2 * width)
-        self.final_proj = zero_linear(width, latent.channels)
+        self.head: WideHead | None = None
+        if head_width > 0:
+            heads = head_width // self.head_dim
+            self.head = WideHead(latent.channels, width, head_width, head_depth, heads, mlp_ratio)
+        else:
+            self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+            self.final_modulation = zero_linear(width, 2 * width)
+            self.final_proj = zero_linear(width, latent.channels)
         # Made last, so that the other weights are those of a network without it.
         self.internal_output = OutputLayer(width, latent.channels) if internal_weight > 0 else None
 
@@ -178,14 +150,18 @@ class DiT(LatentGenerator):
         """
         rows, columns = x_t.shape[-2:]
         angles = rotary_angles((rows, columns), self.head_dim, x_t.device)
-        tokens = self.input_proj(to_tokens(x_t))
+        noisy = to_tokens(x_t)
+        tokens = self.input_proj(noisy)
         condition = (self.time_embed(t) + self.condition_proj(conditioning.vector))[:, None]
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask)
             if internal and self.internal_output is not None and number == self.internal_depth:
                 outputs = [self.internal_output(tokens, condition)]
-        final = self.final_proj(modulated(self.final_norm(tokens), self.final_modulation, condition))
+        if self.head is None:
+            final = self.final_proj(modulated(self.final_norm(tokens), self.final_modulation, condition))
+        else:
+            final = self.head(noisy, tokens, condition, angles)
         return to_image(torch.cat([final, *outputs]), rows)
 
     def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
