@@ -161,8 +161,10 @@ def _class_name(value: Any) -> str:
     return value["class_path"].rpartition(".")[2] if isinstance(value, dict) and "class_path" in value else ""
 
 
+TINY_SIZE = 112  # a multiple of the patches of 14 and 16 pixels
 TINY_TRAINER = {
     "accelerator": "cpu",
+    "precision": "32-true",  # bfloat16 is many times slower on most CPUs
     "devices": 1,
     "num_nodes": 1,
     "strategy": "auto",
@@ -188,6 +190,8 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
     """
     values = {f"trainer.{name}": value for name, value in TINY_TRAINER.items()}
     start = config["model"].get("init_args", {}).get("start")
+    if config["model"].get("init_args", {}).get("init_from"):
+        values["model.init_from"] = None  # weights fit their own size only
     for slot, wanted in TINY.items():
         node: Any = config
         for name in slot.split("."):
@@ -197,6 +201,9 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
         if slot == "model.encoder" and _class_name(start) == "CopiedWeights":
             continue  # weights are copied into it, which fit its own size only
         values |= {f"{slot}.{name}": value for name, value in wanted.items() if name in taken}
+    size = (config["data"].get("init_args") or {}).get("size")
+    if isinstance(size, int) and size > TINY_SIZE:
+        values["data.size"] = TINY_SIZE
     stays = {word.removeprefix("--") for word in given.split() if not word.startswith("--trainer.")}
     options = {name: "null" if value is None else str(value) for name, value in values.items() if name not in stays}
     return [word for name, value in options.items() for word in (f"--{name}", value)]
@@ -297,8 +304,15 @@ def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
     name = config["data"]["class_path"].rpartition(".")[2]
     if name == "ImageFolder":
         return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
+    if name == "ClipFolder":  # each class of pictures is a folder of two frames
+        options = ["--data.val", "null", "--data.test", "null", "--data.length", "2", "--data.rate", "null"]
+        return ["--data.root", str(write_photos(folder / "photos")), *options]
     if name == "ADE20K":
-        return ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
+        options = ["--data.root", str(write_ade20k(folder / "ade")), "--data.size", "64", "--data.val_fraction", "0.4"]
+        if _class_name(config["model"]["init_args"]["heads"][0]) != "Mask2Former":
+            return options
+        sizes = "num_classes: 150, width: 32, queries: 4, pixel_blocks: 1, blocks: 1, points: 16"
+        return [*options, "--model.heads", f"[{{class_path: Mask2Former, init_args: {{{sizes}}}}}]"]
     if name == "NYUv2":
         options = ["--data.size", "48", "--data.buckets", "[[48, 64]]", "--data.val_fraction", "0.4"]
         return ["--data.root", str(write_nyu(folder / "nyu")), *options]

@@ -93,6 +93,39 @@ def test_the_trace_of_a_bug_is_in_the_run(uniflow: Uniflow) -> None:
     assert "my_pkg.py" in Path("runs/bug/error.log").read_text()
 
 
+TIGHT = """import torch
+from my_pkg import MyDecoder
+
+class OfGPU(MyDecoder):
+    def loss(self, latents, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+class OfMachine(MyDecoder):
+    def loss(self, latents, images):
+        torch.empty(2**60, dtype=torch.uint8)
+"""
+
+
+@pytest.mark.parametrize(("decoder", "said"), [("OfGPU", "Tried to allocate 2 GiB."), ("OfMachine", "allocate memory")])
+def test_too_little_memory_is_one_line_with_advice(uniflow: Uniflow, project: Path, decoder: str, said: str) -> None:
+    (project / "tight.py").write_text(TIGHT)
+    result = uniflow(*RECIPE, "--model.decoder", f"tight.{decoder}", "--run", "runs/tight")
+    assert result.code == 1
+    assert said in result.error
+    assert (
+        "; take smaller batches (--data.batch_size; --trainer.accumulate_grad_batches makes up for it)" in result.error
+    )
+    assert "(trace: runs/tight/error.log)" in result.error
+
+
+def test_on_off_options_inside_of_a_part_need_no_value(uniflow: Uniflow) -> None:
+    printed = uniflow(*RECIPE, "--model.activation_checkpointing", "--data.batch_size", "3", "--print_config").out
+    assert "activation_checkpointing: true" in printed
+    assert "activation_checkpointing: false" in uniflow(*RECIPE, "--print_config").out
+    for name in ("--model.decoder.width", "--model.encoder.weights", "--model.optimizer.lr", "--data.seed"):
+        assert name.removeprefix("--") in uniflow(*RECIPE, name, "--run", "runs/flags").error
+
+
 def test_debug_shows_where(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNIFLOW_DEBUG", "1")
     result = uniflow(*RECIPE, "--model.decoder", "my_pkg.RefusingDecoder")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from uniflow.core import files
-from uniflow.core.files import RefusedFileError, open_regular, printable, read_bytes, read_text
+from uniflow.core.files import RefusedFileError, check_folder, open_regular, printable, read_bytes, read_text
+from uniflow.core.json_files import read_json_object
 
 
 def test_a_regular_file_is_read(tmp_path: Path) -> None:
@@ -81,3 +82,28 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         read_text(tmp_path / "a")
     assert printable("aé") == "aé"
     assert printable(os.fsdecode(b"a\xff")) == "a\\udcff"
+
+
+def test_a_folder_for_another_library_holds_regular_files_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}" * 60)
+    (tmp_path / "model.safetensors").write_bytes(bytes(200))
+    (tmp_path / "gone").symlink_to("nowhere")
+    (tmp_path / "inside").mkdir()
+    check_folder(tmp_path, 120)
+    check_folder(tmp_path / "nothing")
+    with pytest.raises(RefusedFileError, match=r"config\.json: 120 bytes, more than the 100 bytes"):
+        check_folder(tmp_path, 100)
+    for name, make in (("zero", lambda p: p.symlink_to("/dev/zero")), ("pipe", os.mkfifo)):
+        make(tmp_path / name)
+        with pytest.raises(RefusedFileError, match=f"{name}: a "):
+            check_folder(tmp_path)
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize("text", ["{", '{"a":' * 100_000, "[1, 2]", "9" * 5000])
+def test_json_from_outside_is_an_object_or_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json (is not valid JSON: |must hold a JSON object)") as info:
+        read_json_object(tmp_path / "a.json")
+    assert "\n" not in str(info.value)
+    assert len(str(info.value)) < 200 + len(str(tmp_path))

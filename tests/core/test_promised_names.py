@@ -15,8 +15,8 @@ PROMISED = {
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
     "uniflow.conditions": "Condition LabelCondition NoCondition TextCondition",
-    "uniflow.data": "ADE20K CachedLatents COCODetection DepthFolder ImageDataModule ImageFolder MaskFolder NYUv2 "
-    "Scenes WebDataset",
+    "uniflow.data": "ADE20K CachedLatents COCODetection ClipFolder DepthFolder ImageDataModule ImageFolder MaskFolder "
+    "NYUv2 SceneClips Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "
@@ -25,14 +25,14 @@ PROMISED = {
     "TransformersEncoder VisionEncoder",
     "uniflow.flow": "data_to_velocity euler guide interpolate sample_times step_times velocity_target velocity_to_data",
     "uniflow.features": "BlankSource EncoderSource FeatureSource LatentSource TokenizerSource",
-    "uniflow.generators": "MAR DiT Generator LatentGenerator",
+    "uniflow.generators": "MAR DiT Generator LatentGenerator LatentSpace PictureSpace",
     "uniflow.heads": "AttentiveProbeHead ClassificationHead DPTDepth FCOSHead FasterRCNNHead Head LabelHead "
-    "LinearDepth LinearSegmentation LinearSweepHead MapHead MaskRCNNHead MetricDepthHead SegmentationHead UPerNet "
-    "ZeroShotHead",
+    "LinearDepth LinearSegmentation LinearSweepHead MapHead Mask2Former MaskRCNNHead MetricDepthHead SegmentationHead "
+    "UPerNet ZeroShotHead",
     "uniflow.layers": "ExactLinear",
     "uniflow.losses": "Adversarial Perceptual PixelLoss",
-    "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor InceptionFeatures Protocol "
-    "ReconstructionProtocol",
+    "uniflow.metrics": "LPIPS DepthProtocol EncoderFeatures Evaluation FeatureExtractor I3DFeatures InceptionFeatures "
+    "Protocol ReconstructionProtocol VideoFeatures VideoMAEFeatures",
     "uniflow.sharding.strategy": "FSDP2",
     "uniflow.start": "Regression",
     "uniflow.tasks": "ClassificationTask DepthTask DetectionTask FeatureTask FusedAdamW GenerationTask Pretraining "

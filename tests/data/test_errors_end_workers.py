@@ -66,7 +66,7 @@ run()
 """
 
 
-@pytest.mark.parametrize("process", ["main", "child"])
+@pytest.mark.parametrize("process", ["main", pytest.param("child", marks=pytest.mark.slow)])
 def test_an_error_in_validation_ends_the_process_soon(tmp_path: Path, process: str) -> None:
     mark = tmp_path / "mark"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -85,8 +85,14 @@ WHEN = {
 
 @pytest.mark.filterwarnings("error:You're resuming from a checkpoint")
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.parametrize("when", WHEN)
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("when", "workers"),
+    [
+        *((when, 0) for when in WHEN),
+        ("mid-epoch", 2),
+        *(pytest.param(when, 2, marks=pytest.mark.slow) for when in WHEN if when != "mid-epoch"),
+    ],
+)
 def test_a_resumed_fit_reads_what_was_left(tmp_path: Path, when: str, workers: int) -> None:
     arguments, steps = WHEN[when]
     whole = fit(tmp_path, 0)

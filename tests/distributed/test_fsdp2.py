@@ -79,7 +79,7 @@ def test_checkpoint_in_pieces_holds_the_averaged_tokenizer(sharded):
     assert same(exported.decoder.state_dict(), read.decoder.state_dict())
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_with_any_number_of_processes(tmp_path, alone, processes):
     folder = tmp_path / "killed"
     first = run(folder, 2, stop=5)
@@ -100,7 +100,11 @@ def test_checkpoint_of_one_process_goes_on_sharded(tmp_path, alone):
 
 @pytest.mark.parametrize(
     "strategy",
-    [{"reshard_after_forward": False}, {"async_save": True}, {"shard_size": 1}],
+    [
+        pytest.param({"reshard_after_forward": False}, marks=pytest.mark.slow),
+        {"async_save": True},
+        pytest.param({"shard_size": 1}, marks=pytest.mark.slow),
+    ],
     ids=["keep gathered", "save in the background", "two copies"],
 )
 def test_settings_do_not_change_the_losses(tmp_path, alone, strategy):

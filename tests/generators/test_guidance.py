@@ -7,6 +7,7 @@ from uniflow import Tokenizer
 from uniflow.conditions import Conditioning, LabelCondition, NoCondition
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.generators import MAR, DiT, Generator
+from uniflow.generators.space import PictureSpace
 from uniflow.tools.sample import sample
 
 LATENT, TOLD = LatentSpec(4, 8), ConditionSpec(8)
@@ -174,10 +175,16 @@ def test_a_weaker_generator_has_to_be_of_the_same_tokenizer_and_told_the_same(to
     assert not any("guide" in name for name in strong.state_dict())
     with pytest.raises(ValueError, match="is told nothing, the one to be guided label"):
         strong.sample(values, autoguide=generator(tokenizer, NoCondition()))
+    strong.space, weak.space = (PictureSpace(tokenizer.bottleneck.spec, channels=64) for _ in range(2))
+    strong.check_autoguide(weak)
+    weak.space.mean.add_(1)
+    with pytest.raises(ValueError, match="works in another space of the latents"):
+        strong.check_autoguide(weak)
+    strong.space = weak.space
     other = Tokenizer.from_pretrained("embedded")
     other.set_latent_statistics([0.0] * other.latent_channels, [1.0] * other.latent_channels, 5)
     with pytest.raises(ValueError, match=r"is of another tokenizer \(statistics differ\)"):
-        strong.sample(values, autoguide=generator(other, LabelCondition(3, width=8)))
+        strong.check_autoguide(generator(other, LabelCondition(3, width=8)))
 
 
 def test_the_commands_flags_change_the_images(tokenizer, tmp_path):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.features import BlankSource
-from uniflow.heads import DPTDepth, LinearDepth, LinearSegmentation, UPerNet
+from uniflow.heads import DPTDepth, LinearDepth, LinearSegmentation, Mask2Former, UPerNet
 from uniflow.heads.depth import gradient_loss
 
 SPEC = FeatureSpec(embed_dim=16, patch_size=8, num_layers=4, num_prefix_tokens=1, image_size=64)
@@ -128,6 +128,73 @@ def test_settings_of_the_linear_depth_head(setting):
 def test_settings_of_dpt(setting):
     plain, changed = (make(partial(SMALL_DPT, **s))(features()) for s in ({}, setting))
     assert not torch.allclose(plain, changed)
+
+
+M2F = partial(Mask2Former, num_classes=5, width=32, queries=6, pixel_blocks=1, blocks=2, heads=2, points=64)
+HALVES = torch.zeros(2, 24, 40, dtype=torch.long)
+HALVES[..., 20:] = 3
+
+
+@pytest.mark.parametrize("spec", [SPEC, ONE], ids=["four layers", "one map"])
+def test_mask2former_is_a_map_in_evaluation_and_trains_all_its_weights(spec):
+    head = make(M2F, spec)
+    head.loss(head(features(spec)), batch(mask=HALVES)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    shares = head.eval()(features(spec)).exp()
+    assert shares.shape == (2, 5, 24, 40)
+    # Six queries, each with p(class) p(mask) at most 1.
+    assert shares.min() > 0
+    assert shares.max() <= 6
+    scores = head.metrics()
+    head.update_metrics(scores, head(features(spec)), batch(mask=HALVES))
+    assert 0 <= scores.compute()["miou"] <= 1
+
+
+def test_mask2former_learns_an_image():
+    head = make(M2F)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        losses.append(head.loss(head(features()), batch(mask=HALVES)))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0] / 3
+    assert (head.eval()(features()).argmax(dim=1) == HALVES).float().mean() > 0.95
+
+
+def test_mask2former_without_labels_and_on_padded_images():
+    head = make(M2F)
+    unknown = torch.full_like(HALVES, 255)
+    assert head.loss(head(features()), batch(mask=unknown)).isfinite()
+    padded = {"image": torch.zeros(2, 3, 22, 38)}
+    torch.manual_seed(0)
+    cut = head.loss(head(features()), {**padded, "mask": HALVES[:, :22, :38]})
+    whole = HALVES.clone()
+    whole[:, 22:] = whole[..., 38:] = 255
+    torch.manual_seed(0)
+    assert torch.equal(cut, head.loss(head(features()), batch(mask=whole)))
+    torch.manual_seed(0)  # the same at twice the size: points lie where they lay
+    double = whole.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :44, :76]
+    torch.testing.assert_close(head.loss(head(features()), {**padded, "mask": double}), cut, rtol=0.05, atol=0)
+
+
+def test_every_setting_of_mask2former_counts():
+    def loss(**settings):
+        head = make(M2F, **settings)
+        torch.manual_seed(1)
+        return head.loss(head(features()), batch(mask=HALVES))
+
+    usual = loss()
+    others = {
+        "width": 64, "queries": 7, "pixel_blocks": 2, "blocks": 1, "heads": 4, "points": 32,
+        "nothing_weight": 0.5,
+    }  # fmt: skip
+    assert torch.equal(loss(), usual)
+    for name, value in others.items():
+        assert not torch.equal(loss(**{name: value}), usual), name
+    with pytest.raises(ValueError, match="a multiple of 32 and of heads = 5, got 32"):
+        make(M2F, heads=5)
 
 
 def test_settings_of_upernet():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import FLOW
 from tiny_assistants import IMAGE, inputs, multimodal, save_llava
 
@@ -225,3 +228,37 @@ def test_pickled_weights_are_not_read(folder: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="cannot load the multimodal model"):
         TransformersModel.from_pretrained(str(tmp_path))
+
+
+def damaged(folder: Path, copy: Path) -> str:
+    """A copy of the tiny LLaVA that is to be damaged."""
+    for file in (folder / "llava").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return str(copy)
+
+
+def test_weights_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
+    name = damaged(folder, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[sorted(tensors)[0]].view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 values that are NaN or infinite"):
+        TransformersModel.from_pretrained(name)
+
+
+def test_a_folder_with_a_pipe_does_not_hang(folder: Path, tmp_path: Path) -> None:
+    name = damaged(folder, tmp_path)
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(OSError, match=r"config\.json: a named pipe"):
+        TransformersModel.from_pretrained(name)
+
+
+def test_a_broken_chat_template_is_one_line(folder: Path, model: TransformersModel) -> None:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(str(folder / "llava"))
+    processor.chat_template = "{% for"
+    with pytest.raises(ValueError, match="the model's chat template cannot be used: ") as info:
+        TransformersModel(model.model, processor)([Image.new("RGB", (8, 8))], ["What?"], 1)
+    assert "\n" not in str(info.value)

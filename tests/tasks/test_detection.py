@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from parallel import ForkedFSDP2, needs_sharding
 from tiny import ENCODER, fit, tiny_scenes
 
 from uniflow.features import BlankSource, EncoderSource, LatentSource
@@ -104,9 +105,10 @@ def test_the_example_batch_can_be_trained_on():
     assert all(torch.isfinite(loss) for loss in made.losses(made.features(batch["image"]), batch).values())
 
 
-def judge(path, processes):
+def judge(path, processes, sharded=False):
     seed_everything(0, verbose=False)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
+    strategy = ForkedFSDP2() if sharded else strategy
     trainer = Trainer(
         accelerator="cpu",
         devices=processes,
@@ -129,3 +131,10 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     precision = [name for name in alone if "map" in name]
     for values in (first, second):
         assert {n: values[n] for n in precision} == pytest.approx({n: alone[n] for n in precision}, abs=1e-6)
+
+
+@needs_sharding
+def test_a_sharded_model_gives_the_numbers_of_one_process(tmp_path):
+    [alone] = judge(tmp_path / "one", 1)
+    for values in judge(tmp_path / "two", 2, sharded=True):
+        assert values == pytest.approx(alone, rel=1e-4)

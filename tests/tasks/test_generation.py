@@ -18,6 +18,7 @@ model:
     tokenizer: embedded
     generator: {class_path: DiT, init_args: {width: 16, depth: 1, num_heads: 2, steps: 2}}
     condition: {class_path: LabelCondition, init_args: {num_classes: 12, width: 8}}
+    space: {class_path: PictureSpace, init_args: {channels: 8, block: 2, images: 8}}
     eval_guidance: [1.0, 3.0]
 data:
   class_path: Scenes

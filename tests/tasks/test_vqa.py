@@ -2,11 +2,13 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
+from parallel import ForkedFSDP2, needs_sharding
 from tiny import fit, tiny_scenes
 from tiny_language import write_lm
 from torchvision.io import write_png
@@ -230,6 +232,10 @@ def test_a_damaged_assistant_is_refused_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=r"does not describe an assistant|of format 1") as caught:
             Assistant.from_pretrained(path.parent)
         assert "\n" not in str(caught.value)
+    for size in ([0, 0], [10**6, 10**6], "x", [8]):
+        path.write_text(json.dumps({**config, "size": size}))
+        with pytest.raises(ValueError, match="size must be two numbers of pixels from 1 to"):
+            Assistant.from_pretrained(path.parent)
 
 
 def test_chat_answers_and_says_what_is_missing(tmp_path, uniflow, batch):
@@ -245,14 +251,34 @@ def test_chat_answers_and_says_what_is_missing(tmp_path, uniflow, batch):
     assert "reads features of width 16, and those of embedded have 128: give a tokenizer of the same encoder" in error
 
 
-def evaluate(folder, processes):
+class Written(Callback):
+    def on_test_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            Path(trainer.default_root_dir, "metrics.json").write_text(json.dumps(values))
+
+
+def evaluate(folder, processes, sharded=False):
     seed_everything(0, verbose=False)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo") if processes > 1 else "auto"
-    settings = {"logger": False, "enable_progress_bar": False, "default_root_dir": folder}
+    strategy = ForkedFSDP2() if sharded else strategy
+    settings = {"logger": False, "enable_progress_bar": False, "default_root_dir": folder, "callbacks": [Written()]}
     trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, **settings)
-    [results] = trainer.test(task(), tiny_scenes(**SCENES | {"test_length": 15}), verbose=False)
-    return results
+    trainer.test(task(), tiny_scenes(**SCENES | {"test_length": 15}), verbose=False)
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_two_processes_evaluate_as_one(tmp_path):
     assert evaluate(tmp_path, 2) == pytest.approx(evaluate(tmp_path, 1), abs=1e-5)
+
+
+@needs_sharding
+def test_a_sharded_model_evaluates_as_one_process_and_leaves_a_whole_assistant(tmp_path):
+    assert evaluate(tmp_path, 2, sharded=True) == pytest.approx(evaluate(tmp_path, 1), abs=1e-5)
+    settings = {"strategy": ForkedFSDP2(), "devices": 2}
+    fit(task(), tiny_scenes(**SCENES | {"batch_size": 4}), tmp_path, steps=1, **settings)
+    assistant = Assistant.from_pretrained(tmp_path / "assistant")
+    torch.manual_seed(0)
+    start = ENCODER().state_dict()
+    assert all(value.shape == start[name].shape for name, value in assistant.source.state_dict().items())
+    assert assistant.answer(None, "What?", max_new_tokens=1) is not None

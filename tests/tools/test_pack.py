@@ -181,7 +181,7 @@ def test_odd_files_are_left_out_and_named(tmp_path: Path) -> None:
     Image.new("1", (200, 200)).save(source / "large.png")
     start = time.monotonic()
     options: dict[str, Any] = {"crops_per_image": 1, "crop_size": 64, "max_pixels": 30000}
-    with pytest.warns(UserWarning, match="1 names of images are links"):
+    with pytest.warns(UserWarning, match="1 names are links"):
         index = pack(source, tmp_path / "out", **options)
     reasons = {entry["name"]: entry["reason"] for entry in index["skipped"]}
     assert set(reasons) == {"pipe.png", "zero.png", "sparse.png", "strip.png", "large.png"}

@@ -42,7 +42,10 @@ def peak_of_a_fit(measure: Any, task: Any, precision: str, root: Path) -> int:
     return measure.peak_live_bytes(fit) - before
 
 
-@pytest.mark.parametrize(("precision", "checkpointing"), [("32-true", False), ("bf16-mixed", False), ("32-true", True)])
+@pytest.mark.parametrize(
+    ("precision", "checkpointing"),
+    [("32-true", False), pytest.param("bf16-mixed", False, marks=pytest.mark.slow), ("32-true", True)],
+)
 def test_peak_is_that_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: bool
 ) -> None:

@@ -64,11 +64,11 @@ def test_every_source_runs_and_lands_in_one_file(recipe, uniflow, project):
     Tokenizer.from_pretrained("embedded").save_pretrained(project / "later")
     assert "1 runs, such as" in uniflow(*words, "--compare", '{"later": "later"}').error
 
-    redone = uniflow(*words, "--options", '{"trainer.max_steps": 3}', "--redo", "true")
+    attempt = (project / "judged/runs/colors/later/config.yaml").stat().st_mtime_ns
+    redone = uniflow(*words, "--compare", '{"later": "later"}', "--redo")
     assert redone.code == 0
-    assert "4 runs, 0 finished before" in redone.out
-    changed = json.loads((project / "judged/understand.json").read_text())["colors"]
-    assert changed["student"] != result["student"]
+    assert "5 runs, 4 finished before" in redone.out
+    assert (project / "judged/runs/colors/later/config.yaml").stat().st_mtime_ns > attempt
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,8 @@ def test_every_source_runs_and_lands_in_one_file(recipe, uniflow, project):
         (["--tasks", "[quickstart]"], "not an understanding task"),
         (["--compare", '{"teacher": "embedded"}'], "cannot be a name"),
         (["--options", '{"run": "x"}'], "run cannot be set here"),
+        (["--compare", '{"other": "not/there"}'], "not/there"),
+        (["--out", "colors.yaml"], "--out colors.yaml is a file, not a folder"),
         (["--jobs", "0"], "--jobs must be at least 1"),
         (["--tokenizer", "not/there"], "not/there"),
     ],

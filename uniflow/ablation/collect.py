@@ -17,7 +17,7 @@ from uniflow.ablation.metrics import KNOWN
 from uniflow.ablation.plan import Plan, Run, option_word, state_file, value_label
 from uniflow.ablation.state import FAILED, FINISHED, State, now, read_state
 from uniflow.ablation.study import Outcome, Study
-from uniflow.core.files import read_text
+from uniflow.core.json_files import read_json_object
 from uniflow.core.yaml_files import read_yaml
 
 PROTOCOL = "protocol/fingerprint"
@@ -108,12 +108,9 @@ def read_results(folder: Path) -> dict[str, Any]:
             f"run `uniflow test -c {folder}/config.yaml --ckpt_path {folder}/last.ckpt` first"
         )
     try:
-        results = json.loads(read_text(path))
+        return read_json_object(path)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); run `uniflow test` again") from error
-    if not isinstance(results, dict):
-        raise ValueError(f"{path} does not hold results: a JSON object is expected")
-    return results
+        raise ValueError(f"{error}; run `uniflow test` again") from error
 
 
 def _steps(checkpoint: Path) -> int | None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import uniflow
+from uniflow.core.json_files import read_json
 
 FINISHED, FAILED, RUNNING, INTERRUPTED, MISSING = "finished", "failed", "running", "interrupted", "not yet run"
 
@@ -61,7 +62,7 @@ def read_state(path: Path) -> State | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return State(**{item.name: content[item.name] for item in fields(State)})
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} does not hold the state of a run ({error}); delete it to start afresh") from error

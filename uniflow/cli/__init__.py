@@ -38,7 +38,7 @@ RECIPE_TOOLS = {
 TOOLS = {
     "reconstruct": (
         "uniflow.tools.reconstruct:reconstruct",
-        "write images beside their reconstructions; PSNR, SSIM",
+        "write images and clips beside their reconstructions; PSNR, SSIM, flicker",
     ),
     "pack": ("uniflow.tools.pack:pack", "pack a folder of images into WebDataset shards"),
     "photos": (

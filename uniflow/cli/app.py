@@ -21,7 +21,7 @@ from uniflow import callbacks
 from uniflow.callbacks.preemption import Preempted
 from uniflow.cli import progress
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
-from uniflow.cli.errors import UserError, raised_here, user_error_types, user_errors
+from uniflow.cli.errors import UserError, memory_advice, raised_here, user_error_types, user_errors
 from uniflow.cli.parser import Parser
 from uniflow.cli.precision import warn_if_slow
 from uniflow.cli.quiet import quiet
@@ -219,7 +219,9 @@ class UniflowCLI(LightningCLI):
         """An error of the program or the machine as one line, its trace in the run's folder."""
         log = write_trace(self.folder.path, error, self.trainer.global_rank)
         go_on = f"; {self.folder.how_to_go_on()}" if subcommand == "fit" else ""
-        return UserError(f"{type(error).__name__}: {one_line(error, 1000)} (trace: {log}){go_on}", FAILED)
+        advice = memory_advice(error)
+        said = one_line(error, 300 if advice else 1000)
+        return UserError(f"{type(error).__name__}: {said}{advice} (trace: {log}){go_on}", FAILED)
 
     @contextmanager
     def run_errors(self) -> Iterator[None]:

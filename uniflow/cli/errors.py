@@ -72,6 +72,17 @@ def readable(error: BaseException) -> str:
     return readable_report(str(error)) if _UNION in str(error) else one_line(error)
 
 
+def memory_advice(error: BaseException) -> str:
+    """What to do where the memory of a GPU or of the machine ran out, to follow the error; "" for other errors."""
+    on_gpu = any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__)
+    if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return ""
+    return (
+        "; take smaller batches (--data.batch_size; --trainer.accumulate_grad_batches makes up for it) or images, or "
+        "--model.activation_checkpointing true; `uniflow plan` says what a fit takes"
+    )
+
+
 def raised_here(error: BaseException) -> bool:
     """Whether this package itself raised `error`: its ValueErrors say what is wrong with the input."""
     trace = error.__traceback__

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.cli import config_files
 from uniflow.cli.errors import UserError, readable_report
-from uniflow.cli.words import complete_words
+from uniflow.cli.words import check_flags, complete_words
 
 # What a parameter without a type is given stays as it is: jsonargparse would build any class that it names.
 set_parsing_settings(instantiate_subclass_spec_in_any=False)
@@ -27,10 +27,14 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """As in jsonargparse, with shipped names, on/off flags and lists completed (`complete_words`)."""
+        words = args
         if args is not None and self.exit_on_error:
             args = complete_words(self, args)
         try:
-            return super().parse_args(args, *rest, **kwargs)
+            config = super().parse_args(args, *rest, **kwargs)
+            if words is not None and args is not None:
+                check_flags(config, words, args)
+            return config
         except RecursionError as error:
             raise UserError("a configuration refers to itself, or is nested too deeply") from error
 

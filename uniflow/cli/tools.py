@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from docstring_parser import parse as parse_docstring
 
-from uniflow.cli.errors import UserError, user_errors
+from uniflow.cli.errors import UserError, memory_advice, user_errors
 from uniflow.cli.supported import check_jsonargparse
 from uniflow.core.errors import one_line
 from uniflow.core.exit_codes import FAILED
@@ -51,10 +51,11 @@ def _torch_errors(name: str) -> Iterator[None]:
     """torch's own errors, such as too little memory, as one line."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if os.environ.get("UNIFLOW_DEBUG"):
             raise
-        raise UserError(f"{name}: {one_line(error, 300)} (UNIFLOW_DEBUG=1 shows where)", FAILED) from error
+        small = "; take a smaller --batch_size or smaller images" if memory_advice(error) else ""
+        raise UserError(f"{name}: {one_line(error, 300)}{small} (UNIFLOW_DEBUG=1 shows where)", FAILED) from error
 
 
 def load_function(name: str, target: str) -> Callable[..., Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 
 from uniflow.cli.errors import UserError
 from uniflow.cli.shipped import find_file
@@ -22,7 +22,8 @@ def complete_words(parser: Any, words: Sequence[str]) -> list[str]:
     """The command line `words` as jsonargparse takes it.
 
     - `-c NAME`: a name that is not a file is looked up among the shipped recipes.
-    - `--flag` of an on/off option without a value is `--flag=true`.
+    - `--flag` of an on/off option without a value is `--flag=true`; inside of a part (`--model.part.flag`) any option
+      without a value, since its type is known later: see `check_flags`.
     - `--option a b c` of an option that takes a list is `--option=[a, b, c]`; one word is a list of one.
     - `~/` at the start of a word is the home directory.
     """
@@ -38,13 +39,47 @@ def complete_words(parser: Any, words: Sequence[str]) -> list[str]:
         position += 1
         action = options.get(name) if name.startswith("-") else None
         if action is None:
-            done.append(words[position - 1])
+            is_flag = _is_inner(options, name) and not equals and not _values(words[position : position + 1])
+            done.append(f"{name}=true" if is_flag else words[position - 1])
             continue
         values = [value] if equals else _values(words[position:])
         completed, used = _complete(action, name, values)
         done += completed or [words[position - 1]]
         position += 0 if equals else used
     return done
+
+
+def check_flags(config: Namespace, words: Sequence[str], completed: Sequence[str]) -> None:
+    """Refuse options inside of parts that were given without a value and are not on/off options.
+
+    Args:
+        config: what was parsed.
+        words: the command line as it was typed.
+        completed: what `complete_words` made of it.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for word in completed:
+        name, _, value = word.partition("=")
+        if value == "true" and "." in name and name in words and _value(config, name) is not True:
+            raise UserError(f"{name} needs a value")
+
+
+def _is_inner(options: Mapping[str, Any], name: str) -> bool:
+    """Whether a name that is not an option belongs to a part that is one, as --model.part.flag to --model."""
+    parts = name.split(".")
+    return name.startswith("--") and any(".".join(parts[:count]) in options for count in range(1, len(parts)))
+
+
+def _value(config: Any, name: str) -> Any:
+    """The value of an option, also inside of the arguments of classes and of a subcommand."""
+    value = config.get(config.get("subcommand")) or config
+    for part in name.removeprefix("--").split("."):
+        inner = value.get("init_args") if part != "init_args" and isinstance(value, Namespace) else None
+        value = inner if inner is not None else value
+        value = value.get(part) if isinstance(value, Namespace | dict) else None
+    return value
 
 
 def _complete(action: Any, name: str, values: list[str]) -> tuple[list[str], int]:

@@ -91,6 +91,25 @@ def read_text(path: str | os.PathLike[str], limit: int = DEFAULT_LIMIT) -> str:
         raise RefusedFileError(path, f"not a text in UTF-8 (byte {error.start})") from error
 
 
+def check_folder(folder: str | os.PathLike[str], limit: int = DEFAULT_LIMIT) -> None:
+    """Look at a folder's files before another library opens them, which would wait for a pipe or read a device.
+
+    Args:
+        folder: whose files are looked at; a path that is not a folder is left to the library.
+        limit: largest size of a .json file in bytes.
+
+    Raises:
+        RefusedFileError: naming the first that is not a regular file, or too large.
+    """
+    if not os.path.isdir(folder):
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not os.path.exists(entry.path):
+            continue  # a broken link: the library says what is missing
+        if not entry.is_dir():
+            _check(entry.path, entry.stat(), limit if entry.name.endswith(".json") else None)
+
+
 def printable(text: str) -> str:
     """`text` as it can be written in UTF-8: bytes of file names that are not UTF-8 become `\\udc..`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from uniflow.core.errors import one_line
+from uniflow.core.files import check_folder
+from uniflow.core.tensors import refuse_nonfinite
 
 
 def read_text_model(
@@ -40,6 +42,7 @@ def read_text_model(
     transformers = require_transformers()
     where = _where(gguf_file, revision, local_only)
     weights = {} if gguf_file else {"use_safetensors": True}
+    check_folder(name)
     try:
         with without_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
@@ -48,6 +51,7 @@ def read_text_model(
             )
     except Exception as error:  # transformers and the hub's client raise errors of many kinds
         raise _unreadable(name, gguf_file, what, error) from error
+    refuse_nonfinite(dict(model.named_parameters()), name)
     if gguf_file:
         _forget_quantization(model)
     if tokenizer.pad_token_id is None:
@@ -58,6 +62,7 @@ def read_text_model(
 def read_text_config(name: str, gguf_file: str | None = None, revision: str | None = None, *, what: str) -> Any:
     """The config of a text model alone; arguments and errors as of `read_text_model`."""
     transformers = require_transformers()
+    check_folder(name)
     try:
         with without_bars():
             return transformers.AutoConfig.from_pretrained(

@@ -1,4 +1,4 @@
-"""Lightning data modules: procedural scenes, and folders and shards of images."""
+"""Lightning data modules: procedural scenes, folders and shards of images, and clips."""
 
 from uniflow.data.base import ImageDataModule as ImageDataModule
 from uniflow.data.images.crops import CroppedImages as CroppedImages
@@ -11,3 +11,5 @@ from uniflow.data.understanding.depth import DepthFolder as DepthFolder
 from uniflow.data.understanding.depth import NYUv2 as NYUv2
 from uniflow.data.understanding.segmentation import ADE20K as ADE20K
 from uniflow.data.understanding.segmentation import MaskFolder as MaskFolder
+from uniflow.data.video import ClipFolder as ClipFolder
+from uniflow.data.video import SceneClips as SceneClips

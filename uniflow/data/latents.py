@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
-from uniflow.core.files import read_text
+from uniflow.core.json_files import read_json
 from uniflow.data.base import ImageDataModule
 from uniflow.data.errors import DataError
 from uniflow.data.sampler import sample_generator
@@ -186,10 +185,7 @@ def read_index(root: Path) -> dict[str, Any]:
     path = root / INDEX
     if not path.is_file():
         raise ValueError(f"{root} does not hold latents: it has no {INDEX}, which `uniflow encode` writes")
-    try:
-        index = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    index = read_json(path)
     if not (isinstance(index, dict) and index.get("kind") == KIND and index.get("format") == FORMAT):
         raise ValueError(f"{path} does not describe latents of format {FORMAT}, which `uniflow encode` writes")
     return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from uniflow.layers.grid import Window, cut
 
 if TYPE_CHECKING:
     from uniflow.decoders.shortcut import LinearShortcut
+    from uniflow.decoders.temporal import Memory
 
 
 class PixelDecoder(Part):
@@ -82,6 +84,20 @@ class PixelDecoder(Part):
         """
         if getattr(self, "shortcut", None) is None:
             raise ValueError(f"{type(self).__name__} has no linear path to start from: set its shortcut to true")
+
+    @property
+    def temporal(self) -> bool:
+        """Whether a clip's frames see the frames before them; of most decoders each is an image by itself."""
+        return False
+
+    def over_time(self, frames: int, memory: Memory | None = None) -> AbstractContextManager[None]:
+        """While the result is entered, a batch is one of clips, for a decoder that is `temporal`.
+
+        Args:
+            frames: T: a batch of B T latents is that of B clips, clip after clip; 1 are images.
+            memory: a dict, empty before a clip's first frames, for a clip that is decoded piece by piece.
+        """
+        return nullcontext()
 
     def draw_noise(self, latents: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
         """The noise that `decode` draws for `latents` (B, C, h, w) when none is given.

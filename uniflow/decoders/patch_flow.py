@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
+from uniflow.decoders.temporal import Memory
 from uniflow.flow import (
     data_to_velocity,
     euler,
@@ -63,6 +65,8 @@ class PatchFlowDecoder(PixelDecoder):
             velocity that leads to those pixels, see `LinearShortcut.velocity`.
         position_shift: most rows and columns by which, in training, the grid of each image is moved over the fixed
             position embeddings, at random: positions of larger images are seen so. 0 moves nothing.
+        temporal_window: of clips: how many frames a frame sees after each global block, itself included; see
+            `TemporalAttention`. 0 decodes each frame as an image.
 
     Raises:
         ValueError: for shares outside [0, 1], a width that the heads do not divide, or steps that `step_times` refuses.
@@ -92,6 +96,7 @@ class PatchFlowDecoder(PixelDecoder):
         learned_grid: tuple[PositiveInt, PositiveInt] | None = None,
         shortcut: bool = False,
         position_shift: NonNegativeInt = 0,
+        temporal_window: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         patch_dim = 3 * latent.patch_size**2
@@ -107,11 +112,20 @@ class PatchFlowDecoder(PixelDecoder):
         self.condition_dropout, self.guidance = condition_dropout, guidance
         self.steps, self.step_schedule, self.step_power, self.start = steps, step_schedule, step_power, start
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
-        self.global_stage = GlobalStage(latent.channels, width, global_depth, num_heads, learned_grid, position_shift)
+        self.global_stage = GlobalStage(
+            latent.channels, width, global_depth, num_heads, learned_grid, position_shift, temporal_window
+        )
         self.head = PatchMLP(patch_dim, width, flow_depth)
         self.shortcut: LinearShortcut | None = None
         if shortcut:
             self.shortcut = LinearShortcut(latent.channels, latent.patch_size, pixel_mean, pixel_std)
+
+    @property
+    def temporal(self) -> bool:
+        return self.global_stage.temporal is not None
+
+    def over_time(self, frames: int, memory: Memory | None = None) -> AbstractContextManager[None]:
+        return self.global_stage.over_time(frames, memory)
 
     def loss(self, latents: Tensor, images: Tensor) -> dict[str, Tensor]:
         """`{"flow": mean squared error of the velocity}`, one time and one noise for each patch."""

@@ -5,7 +5,6 @@ Only pieces of transformers' and open_clip's own models are used; no code that c
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.core.errors import one_line
+from uniflow.core.files import check_folder
+from uniflow.core.json_files import read_json_object
 from uniflow.core.specs import EncoderOutput, FeatureSpec
 from uniflow.encoders.loading import refuse_misfits
 from uniflow.encoders.transformers_files import locate, read_config
@@ -186,7 +187,7 @@ _KINDS = ("clip", "siglip", "siglip2")
 
 def _is_known(name: str) -> bool:
     path = locate(name, "config.json")
-    return path is not None and json.loads(path.read_text(encoding="utf-8")).get("model_type") in _KINDS
+    return path is not None and read_json_object(path).get("model_type") in _KINDS
 
 
 def _load_transformers(name: str, config: dict[str, Any]) -> tuple[Any, Callable[..., Any]]:
@@ -196,6 +197,7 @@ def _load_transformers(name: str, config: dict[str, Any]) -> tuple[Any, Callable
     kind = config.get("model_type")
     if kind not in _KINDS:
         raise ValueError(f"{name!r} is a {kind!r}; image and text meet in models of the kinds {', '.join(_KINDS)}")
+    check_folder(name)
     cls: Any = MODEL_MAPPING[CONFIG_MAPPING[kind]]
     try:
         with quiet():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from uniflow.core.errors import one_line
+from uniflow.core.json_files import read_json_object
 from uniflow.encoders.loading import read_safetensors, safetensors_keys
 from uniflow.encoders.transformers_towers import Triple
 
@@ -52,7 +52,7 @@ def read_config(name: str, offline: bool) -> dict[str, Any]:
     if path is None:
         where = "a directory without config.json" if Path(name).is_dir() else _not_found(offline)
         raise ValueError(f"{name!r} is {where}; give a hub id or a directory with config.json, or the argument config")
-    return _read_json(path)
+    return read_json_object(path)
 
 
 def read_normalization(name: str, offline: bool) -> tuple[Triple, Triple] | None:
@@ -65,7 +65,7 @@ def read_normalization(name: str, offline: bool) -> tuple[Triple, Triple] | None
         path = locate(name, filename, offline)
         if path is None:
             continue
-        content = _read_json(path)
+        content = read_json_object(path)
         content = content.get("image_processor", content)
         if content.get("do_normalize") is False:
             return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -115,7 +115,7 @@ def read_tower(name: str, weights: str | os.PathLike[str], patch_embed: str) -> 
             f"weights: {name!r} {where} no {_WEIGHTS} (or {_INDEX}); pickled weights (.bin) are not read, convert them "
             "with safetensors.torch.save_file"
         )
-    shard_of = _read_json(index).get("weight_map")
+    shard_of = read_json_object(index).get("weight_map")
     if not isinstance(shard_of, dict):
         raise ValueError(f"weights: {index} has no weight_map")
     prefix = _tower_prefix(list(shard_of), patch_embed, name)
@@ -145,16 +145,6 @@ def _tower_prefix(keys: list[str], patch_embed: str, source: str) -> str:
         number = f"{len(prefixes)} ({', '.join(sorted(prefixes))})" if prefixes else "none"
         raise ValueError(f"weights: {source!r} must hold one vision tower with a {patch_embed}, found {number}")
     return prefixes[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return content
 
 
 def _not_found(offline: bool) -> str:

@@ -42,6 +42,7 @@ def judge_batch(
     latents: Tensor,
     steps: Sequence[int] = (1,),
     names: Sequence[str] | None = None,
+    noise_digests: Sequence[str] | None = None,
 ) -> Tensor:
     """Decode and judge one batch.
 
@@ -52,6 +53,7 @@ def judge_batch(
         latents: what the tokenizer made of them.
         steps: numbers of sampler steps to judge.
         names: file names or the like.
+        noise_digests: what the noise of each image is drawn by; its own digest if there are none.
 
     Returns:
         The reconstructions with the first number of steps, (B, 3, H, W) in [0, 1], float32.
@@ -61,7 +63,9 @@ def judge_batch(
     digests = image_digests(images)
     evaluation.add_originals(originals, digests, names)
     reconstructions = []
-    for suffix, decoded in decodings(tokenizer, latents, digests, steps, evaluation.protocol.noise_seed):
+    for suffix, decoded in decodings(
+        tokenizer, latents, noise_digests or digests, steps, evaluation.protocol.noise_seed
+    ):
         reconstructions.append(decoded[..., :height, :width])
         evaluation.add(reconstructions[-1], suffix)
     # The coarsest image of the same grid: each patch in its mean colour.

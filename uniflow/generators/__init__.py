@@ -4,5 +4,6 @@ from uniflow.generators.base import LatentGenerator
 from uniflow.generators.dit import DiT
 from uniflow.generators.mar import MAR
 from uniflow.generators.model import Generator
+from uniflow.generators.space import LatentSpace, PictureSpace
 
-__all__ = ["MAR", "DiT", "Generator", "LatentGenerator"]
+__all__ = ["MAR", "DiT", "Generator", "LatentGenerator", "LatentSpace", "PictureSpace"]

@@ -16,6 +16,7 @@ from uniflow.core.errors import one_line
 from uniflow.core.part import build_part, part_config
 from uniflow.generators.base import LatentGenerator
 from uniflow.generators.cached import latent_identity
+from uniflow.generators.space import LatentSpace
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.saving import AllocationLimit, load_strictly, read_directory, write_directory
 from uniflow.version import __version__
@@ -31,18 +32,25 @@ class Generator(nn.Module):
         tokenizer: decodes the latents; it needs latent statistics.
         network: makes normalised latents.
         condition: tells the network what to make.
-        grid: rows and columns of the latents that the network was trained on.
+        grid: rows and columns of the tokenizer's latents that the network was trained on.
+        space: maps the latents to what the network makes; by default they are the same.
 
     Raises:
         ValueError: if the tokenizer has no statistics, or its latents are not those of the network.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, network: LatentGenerator, condition: Condition, grid: tuple[int, int]
+        self,
+        tokenizer: Tokenizer,
+        network: LatentGenerator,
+        condition: Condition,
+        grid: tuple[int, int],
+        space: LatentSpace | None = None,
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, "the tokenizer")
-        if network.latent != tokenizer.bottleneck.spec:
+        self.space = LatentSpace(tokenizer.bottleneck.spec) if space is None else space
+        if self.space.latent != tokenizer.bottleneck.spec or network.latent != self.space.spec:
             raise ValueError(f"the generator makes {network.latent}, the tokenizer has {tokenizer.bottleneck.spec}")
         self.tokenizer, self.network, self.condition = tokenizer, network, condition
         self.grid = (int(grid[0]), int(grid[1]))
@@ -108,24 +116,30 @@ class Generator(nn.Module):
         dropped = torch.full((len(rows),), values is None, device=device)
         conditioning = self.condition(chosen, dropped)
         numbers = range(first + rows.start, first + rows.stop)
-        start = start_noise(numbers, seed, (self.network.latent.channels, *self.grid)).to(device)
+        start = start_noise(numbers, seed, (self.network.latent.channels, *self.space.grid(*self.grid))).to(device)
         if autoguide is None:
             latents = self.network.sample(start, conditioning, self.unconditional(len(rows)), **options)
         else:
             weak_told = autoguide.condition(chosen, dropped)
             latents = self.network.sample_autoguided(start, conditioning, autoguide.network, weak_told, **options)
-        return decode_latents(self.tokenizer, latents, numbers, seed).cpu()
+        return decode_latents(self.tokenizer, self.space.inverse(latents), numbers, seed).cpu()
 
     def check_autoguide(self, weak: Generator) -> None:
         """Refuse a weaker generator that makes other latents, or is told something else.
 
         Raises:
-            ValueError: if its tokenizer's weights, the latents' statistics or the condition's field are others.
+            ValueError: if its tokenizer's weights, the latents' statistics, the space that it works in, or the
+                condition's field are others.
         """
         own, other = latent_identity(self.tokenizer), latent_identity(weak.tokenizer)
         if own != other:
             said = ", ".join(key for key in own if own[key] != other[key])
             raise ValueError(f"the generator to guide by is of another tokenizer ({said} differ)")
+        space, weak_space = self.space.state_dict(), weak.space.state_dict()
+        if part_config(self.space) != part_config(weak.space) or any(
+            not torch.equal(value, weak_space[name].to(value.device)) for name, value in space.items()
+        ):
+            raise ValueError("the generator to guide by works in another space of the latents")
         if self.condition.field != weak.condition.field:
             fields = [condition.field or "nothing" for condition in (weak.condition, self.condition)]
             raise ValueError(f"the generator to guide by is told {fields[0]}, the one to be guided {fields[1]}")
@@ -136,13 +150,14 @@ class Generator(nn.Module):
         return self.condition(None, torch.ones(count, dtype=torch.bool, device=device))
 
     def config(self) -> dict[str, Any]:
-        """Class path and arguments of network and condition, and the grid, ready for JSON."""
+        """Class path and arguments of network, condition and space, and the grid, ready for JSON."""
         return {
             "format": FORMAT,
             "kind": KIND,
             "uniflow_version": __version__,
             "network": part_config(self.network),
             "condition": part_config(self.condition),
+            "space": part_config(self.space),
             "grid": list(self.grid),
         }
 
@@ -179,7 +194,9 @@ class Generator(nn.Module):
             raise FileNotFoundError(f"{path} is not a generator: it has no config.json")
         config, tensors = read_directory(path)
         grid = config.get("grid")
-        parts = [config.get("condition"), config.get("network")]
+        # Generators saved before there were spaces work on the latents themselves.
+        whole = {"class_path": "uniflow.generators.LatentSpace", "init_args": {}}
+        parts = [config.get("condition"), config.get("network"), config.setdefault("space", whole)]
         known = config.get("kind") == KIND and config.get("format") == FORMAT
         if not (known and is_grid(grid) and all(isinstance(part, dict) for part in parts)):
             raise ValueError(f"{path} does not hold a generator of format {FORMAT}: see RUN/generator of a run")
@@ -188,11 +205,13 @@ class Generator(nn.Module):
             with AllocationLimit(path):
                 moved = {} if text_encoder is None else {"name": text_encoder}
                 condition = build_part(config["condition"], Condition, **moved)
-                network = build_part(config["network"], LatentGenerator, tokenizer.bottleneck.spec, condition.spec)
+                space = build_part(config["space"], LatentSpace, tokenizer.bottleneck.spec)
+                network = build_part(config["network"], LatentGenerator, space.spec, condition.spec)
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error
-        load_strictly(nn.ModuleDict({"network": network, "condition": condition}), tensors, path)
-        return cls(tokenizer, network, condition, (grid[0], grid[1])).eval()
+        loaded = nn.ModuleDict({"network": network, "condition": condition, "space": space})
+        load_strictly(loaded, tensors, path)
+        return cls(tokenizer, network, condition, (grid[0], grid[1]), space).eval()
 
 
 def check_tokenizer(tokenizer: Tokenizer, name: str) -> None:

@@ -7,6 +7,7 @@ from uniflow.heads.detection import DetectionHead, FasterRCNNHead, FCOSHead, Mas
 from uniflow.heads.dpt import DPTDepth
 from uniflow.heads.label import ClassificationHead, LabelHead
 from uniflow.heads.maps import MapHead
+from uniflow.heads.mask2former import Mask2Former
 from uniflow.heads.segmentation import LinearSegmentation, SegmentationHead
 from uniflow.heads.sweep import AttentiveProbeHead, LinearSweepHead, SweepHead
 from uniflow.heads.unsupervised import PatchHead, TeacherHead
@@ -29,6 +30,7 @@ __all__ = [
     "LinearSegmentation",
     "LinearSweepHead",
     "MapHead",
+    "Mask2Former",
     "MaskHead",
     "MaskRCNNHead",
     "MetricDepthHead",

@@ -15,6 +15,7 @@ from torch import Tensor
 from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
 from uniflow.core.imports import import_part
+from uniflow.core.json_files import read_json_object
 from uniflow.core.part import build_part, own_class, part_config
 from uniflow.core.text_models import without_bars
 from uniflow.data.understanding.conversations import fit_image
@@ -24,7 +25,7 @@ from uniflow.language.answers import Answerer
 from uniflow.language.models import LanguageModel, PretrainedLM
 from uniflow.language.projector import Projector
 from uniflow.language.prompts import IMAGE, ChatTemplate, Prompts, Template, TextTemplate, Turn
-from uniflow.tokenizer.saving import load_strictly, read_json, read_tensors
+from uniflow.tokenizer.saving import load_strictly, read_tensors
 
 CONFIG, PROJECTOR, ADAPTERS, VISION, LM = (
     "assistant.json",
@@ -34,6 +35,7 @@ CONFIG, PROJECTOR, ADAPTERS, VISION, LM = (
     "lm",
 )
 FORMAT = 1
+LARGEST = 2**14  # pixels of a side
 TEMPLATES: dict[str, type[Template]] = {cls.__name__: cls for cls in (ChatTemplate, TextTemplate)}
 
 
@@ -73,7 +75,7 @@ class Assistant:
             raise FileNotFoundError(
                 f"{folder} is not an assistant: it has no {CONFIG}; `uniflow fit` leaves RUN/assistant"
             )
-        config = read_json(folder / CONFIG)
+        config = read_json_object(folder / CONFIG)
         if config.get("format") != FORMAT:
             raise ValueError(f"this uniflow reads assistants of format {FORMAT}, not {config.get('format')!r}")
         try:
@@ -107,7 +109,7 @@ class Assistant:
         answerer = Answerer(model, Prompts(words, template), projector, "lora" if adapted else "frozen", **adapted)
         if adapted:
             load_strictly(answerer.adapters, read_tensors(folder / ADAPTERS), folder)
-        return cls(source, answerer, None if config["size"] is None else tuple(config["size"]))
+        return cls(source, answerer, _size(config["size"], folder))
 
     def to(self, device: str | torch.device) -> Self:
         """Move everything to a device."""
@@ -167,6 +169,15 @@ class Assistant:
         if self.size is None or tuple(images.shape[-2:]) == self.size:
             return images
         return fit_image(images, self.size)
+
+
+def _size(value: Any, folder: Path) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    known = isinstance(value, list) and len(value) == 2
+    if not (known and all(type(side) is int and 1 <= side <= LARGEST for side in value)):
+        raise ValueError(f"{folder / CONFIG}: size must be two numbers of pixels from 1 to {LARGEST:,}, not {value!r}")
+    return value[0], value[1]
 
 
 def with_image(turns: Sequence[Turn]) -> list[Turn]:

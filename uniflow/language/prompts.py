@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from uniflow.core.errors import one_line
 from uniflow.core.numbers import CheckedNumbers, PositiveInt
 
 IMAGE = "<image>"  # where the image stands in a text, as in LLaVA's files
@@ -60,6 +62,17 @@ class Template(ABC, CheckedNumbers):
         """The constructor's arguments."""
 
 
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """Turn the errors of a chat template, in its syntax or while it is filled in, into `PromptError`."""
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except TemplateError as error:
+        raise PromptError(f"the model's chat template cannot be used: {one_line(error, 200)}") from error
+
+
 class ChatTemplate(Template):
     """The template that comes with the language model's tokenizer.
 
@@ -88,13 +101,14 @@ class ChatTemplate(Template):
 
     def _with_system(self, messages: list[dict[str, str]], tokenizer: Any, ask: bool) -> str:
         def render(written: list[dict[str, str]]) -> str:
-            return tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=ask)
+            with template_errors():
+                return tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=ask)
 
         if self.system is None:
             return render(messages)
         try:
             text = render([{"role": "system", "content": self.system}, *messages])
-        except Exception:  # templates raise errors of jinja2 for a role that they do not know
+        except PromptError:  # of a role that the template does not know
             text = ""
         if self.system in text:
             return text

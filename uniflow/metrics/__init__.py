@@ -14,6 +14,8 @@ from uniflow.metrics.segmentation import SegmentationScores
 from uniflow.metrics.similarity import NearestNeighbours, knn_accuracy, leave_one_out_knn_accuracy, linear_cka
 from uniflow.metrics.slices import STATISTICS, image_statistics, slice_means
 from uniflow.metrics.table import write_table
+from uniflow.metrics.video import ClipScores, difference_psnr, flicker
+from uniflow.metrics.video_features import I3DFeatures, VideoFeatures, VideoMAEFeatures
 
 Protocol = ReconstructionProtocol  # the name that configs of earlier versions have
 
@@ -22,19 +24,25 @@ __all__ = [
     "STATISTICS",
     "Averages",
     "ChannelMoments",
+    "ClipScores",
     "DepthProtocol",
     "DepthScores",
     "EncoderFeatures",
     "Evaluation",
     "FeatureExtractor",
+    "I3DFeatures",
     "InceptionFeatures",
     "LogisticRegression",
     "Moments",
     "NearestNeighbours",
     "ReconstructionProtocol",
     "SegmentationScores",
+    "VideoFeatures",
+    "VideoMAEFeatures",
     "cmmd",
+    "difference_psnr",
     "fingerprint",
+    "flicker",
     "frechet_distance",
     "image_digests",
     "image_statistics",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from uniflow.core.errors import one_line
 from uniflow.core.tensors import refuse_nonfinite
+from uniflow.pretrained import packaged
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
 from uniflow.sharding.shard import reshard, spread_like
 from uniflow.tokenizer.saving import check_fit, checkpoint_content, read_directory
@@ -21,13 +22,15 @@ def load_initial(task: nn.Module, path: str) -> None:
     Args:
         task: changed in place.
         path: a checkpoint, of which all weights have to fit, averaged ones (EMA) where it has them; or the folder of a
-            tokenizer, whose weights have to be those of the task's `tokenizer`. What else the task has stays as it is.
+            tokenizer, or "embedded", whose weights have to be those of the task's `tokenizer`. What else the task has
+            stays as it is, and so do modules that start as the identity, such as attention over time, where the
+            weights are of a tokenizer without them.
 
     Raises:
         ValueError: if there is nothing at `path`, it cannot be read safely, or its weights do not fit.
     """
-    source = Path(path)
-    if not source.exists():
+    source = Path(path) if Path(path).exists() else packaged(path)
+    if source is None:
         raise ValueError(f"init_from: there is no checkpoint or tokenizer at {path}")
     reshard(task)
     current = task.state_dict()
@@ -38,10 +41,18 @@ def load_initial(task: nn.Module, path: str) -> None:
     except OSError as error:  # as a ValueError, which is the user's to put right also when the trainer runs
         raise ValueError(f"init_from: {one_line(error)}") from error
     if is_tokenizer:
-        expected = {name: tensor for name, tensor in current.items() if name.startswith(_TOKENIZER)}
+        new = _lacking_identities(task, tensors)
+        expected = {n: tensor for n, tensor in current.items() if n.startswith(_TOKENIZER) and n not in new}
     check_fit(expected, tensors, source, "the model that is to be trained")
     refuse_nonfinite(tensors, source)
     task.load_state_dict({name: spread_like(current[name], value) for name, value in tensors.items()}, strict=False)
+
+
+def _lacking_identities(task: nn.Module, tensors: dict[str, Tensor]) -> set[str]:
+    """Names of the weights of modules that start as the identity and of which `tensors` has nothing."""
+    modules = {name: module for name, module in task.named_modules() if getattr(module, "starts_as_identity", False)}
+    lacking = {name: m for name, m in modules.items() if not any(key.startswith(f"{name}.") for key in tensors)}
+    return {f"{name}.{key}" for name, module in lacking.items() for key in module.state_dict()}
 
 
 def _of_tokenizer(source: Path) -> dict[str, Tensor]:

@@ -17,16 +17,18 @@ from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
-from uniflow.generators import DiT, Generator, LatentGenerator
+from uniflow.generators import DiT, Generator, LatentGenerator, LatentSpace
 from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
 from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.base import Stage, Task
+from uniflow.tasks.start import train_batches
 from uniflow.tokenizer import Tokenizer
 from uniflow.training.trainer import data_of, is_dry_run
 
 GeneratorFactory = Callable[[LatentSpec, ConditionSpec], LatentGenerator]
+SpaceFactory = Callable[[LatentSpec], LatentSpace]
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -43,6 +45,7 @@ class GenerationTask(Task):
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or its name on the hub.
         generator: makes the network from the specs of latents and condition.
         condition: makes the condition.
+        space: makes the map from the latents to what the network makes; `PictureSpace` is fitted before the first step.
         eval_guidance: strengths of guidance that the test judges.
         judge: makes the extractor of the features that the test compares.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
@@ -58,12 +61,14 @@ class GenerationTask(Task):
         tokenizer: str,
         generator: GeneratorFactory = DiT,
         condition: Callable[[], Condition] = NoCondition,
+        space: SpaceFactory = LatentSpace,
         eval_guidance: Sequence[NonNegativeFloat] = (1.0,),
         judge: Callable[[], FeatureExtractor] = EncoderFeatures,
         **task: Any,
     ) -> None:
         super().__init__(**task)
         self._path, self._make_network, self._make_condition = tokenizer, generator, condition
+        self._make_space = space
         self.eval_guidance, self._make_judge = list(eval_guidance), judge
         self._averages = Averages()
         self.grid: tuple[int, int] | None = None
@@ -77,7 +82,8 @@ class GenerationTask(Task):
         check_tokenizer(tokenizer, f"{type(self).__name__}.tokenizer {self._path}")
         object.__setattr__(self, "tokenizer", tokenizer.requires_grad_(False).eval())
         self.condition = self._make_condition()
-        self.network = self._make_network(tokenizer.bottleneck.spec, self.condition.spec)
+        self.space = self._make_space(tokenizer.bottleneck.spec)
+        self.network = self._make_network(self.space.spec, self.condition.spec)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -93,16 +99,21 @@ class GenerationTask(Task):
     def parts(self) -> Iterator[nn.Module]:
         yield self.network
         yield self.condition
+        yield self.space
 
     @property
     def generator(self) -> Generator:
         """The model as it is now; it shares its parts with this task."""
         if self.grid is None:
             raise ValueError("the grid of the latents is not known before the first batch")
-        return Generator(self.tokenizer, self.network, self.condition, self.grid)
+        return Generator(self.tokenizer, self.network, self.condition, self.grid, self.space)
+
+    def latents(self, batch: dict[str, Any]) -> Tensor:
+        """What the network is to make, (B, C', h', w'): the normalised latents of a batch, as the space maps them."""
+        return self.space(self.encoded(batch))
 
     @torch.no_grad()
-    def latents(self, batch: dict[str, Any]) -> Tensor:
+    def encoded(self, batch: dict[str, Any]) -> Tensor:
         """Normalised latents (B, C, h, w) of a batch's images, or those that it holds.
 
         Raises:
@@ -141,6 +152,17 @@ class GenerationTask(Task):
     def on_fit_start(self) -> None:
         self.tokenizer.to(self.device)
         self.condition.check_data(data_of(self.trainer))
+        if not self.space.is_fitted:
+            self.space.fit(self._decoded(-(-self.space.fit_images // self.trainer.world_size)))
+
+    def _decoded(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Latents of the first training images, at least `count` on each process, and what they are decoded to."""
+        for batch in train_batches(self.trainer):
+            latents = self.encoded({key: v.to(self.device) for key, v in batch.items() if isinstance(v, Tensor)})
+            yield latents, decode_latents(self.tokenizer, latents, range(len(latents)), 0)
+            count -= len(latents)
+            if count <= 0:
+                return
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         latents = self.latents(batch)
@@ -208,11 +230,12 @@ class GenerationTask(Task):
         digests = _digests(batch)
         numbers = [int(digest, 16) for digest in digests]
         assert self.grid is not None
-        noise = noise_for(digests, (self.network.latent.channels, *self.grid), seed=1).to(self.device)
+        shape = (self.network.latent.channels, *self.space.grid(*self.grid))
+        noise = noise_for(digests, shape, seed=1).to(self.device)
         keep = torch.zeros(len(digests), dtype=torch.bool, device=self.device)
         conditioning, nothing = self.condition(self.values(batch), keep), self.condition(None, ~keep)
         latents = self.network.sample(noise, conditioning, nothing, guidance=guidance)
-        images = decode_latents(self.tokenizer, latents, numbers, 0)
+        images = decode_latents(self.tokenizer, self.space.inverse(latents), numbers, 0)
         if "image" not in batch:
             return images
         height, width = batch["image"].shape[-2:]
@@ -221,7 +244,7 @@ class GenerationTask(Task):
     def image_rows(self, batch: dict[str, Any], count: int) -> dict[str, Tensor]:
         """Real images, or cached latents decoded, and one generated for the condition of each, for each guidance."""
         few: dict[str, Any] = {key: v[:count] for key, v in batch.items() if isinstance(v, Tensor | list)}
-        latents = self.latents(few)
+        latents = self.encoded(few)
         if "image" in few:
             rows = {"real": to_unit_range(few["image"])}
         else:
@@ -234,7 +257,7 @@ class GenerationTask(Task):
         results: dict[str, Tensor] = {}
 
         def encode() -> None:
-            results["latents"] = self.tokenizer.encode(images)
+            results["latents"] = self.space(self.tokenizer.encode(images))
 
         def generate() -> None:
             dropped = torch.ones(len(images), dtype=torch.bool, device=images.device)
@@ -248,7 +271,7 @@ class GenerationTask(Task):
             return
         weights = {
             f"{prefix}.{name}": value
-            for prefix, part in (("network", self.network), ("condition", self.condition))
+            for prefix, part in (("network", self.network), ("condition", self.condition), ("space", self.space))
             for name, value in full_state_dict(part).items()
         }
         if self.trainer.is_global_zero:

@@ -25,6 +25,21 @@ CALIBRATION_IMAGES = 64
 JUDGED_IMAGES = 64
 
 
+def train_parameters(tokenizer: Tokenizer, text: str) -> None:
+    """Freeze all parameters whose names do not contain `text`.
+
+    Raises:
+        ValueError: if no parameter is left to train.
+    """
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and text in name)
+    if not any(parameter.requires_grad for parameter in tokenizer.parameters()):
+        raise ValueError(
+            f"train_only: no trained parameter of the tokenizer has {text!r} in its name; for 'temporal' the decoder "
+            "needs a temporal_window"
+        )
+
+
 def prepare(
     trainer: Trainer,
     tokenizer: Tokenizer,
@@ -50,14 +65,14 @@ def prepare(
     """
     with torch.no_grad(), evaluation_mode(tokenizer), trainer.precision_plugin.forward_context():
         if tokenizer.bottleneck.needs_calibration:
-            calibrate(tokenizer, _images(trainer, _train_batches(trainer), CALIBRATION_IMAGES))
+            calibrate(tokenizer, _images(trainer, train_batches(trainer), CALIBRATION_IMAGES))
         if regression is None:
             return
         begin = time.perf_counter()
         seen = torch.zeros((), device=trainer.strategy.root_device)  # a data module may give fewer than asked
 
         def counted() -> Iterator[Tensor]:
-            for images in _images(trainer, _train_batches(trainer), regression.images):
+            for images in _images(trainer, train_batches(trainer), regression.images):
                 seen.add_(len(images))
                 yield images
 
@@ -67,7 +82,7 @@ def prepare(
             set_values(feature_head, {"weight": solution.feature_weight, "bias": solution.feature_bias})
         seconds = time.perf_counter() - begin
         has_val = has_split(data_of(trainer), "val")
-        judged = data_of(trainer).val_dataloader() if has_val else _train_batches(trainer)
+        judged = data_of(trainer).val_dataloader() if has_val else train_batches(trainer)
         results = {
             "start/psnr": _psnr(trainer, reconstruct, _images(trainer, judged, JUDGED_IMAGES)),
             "start/feature_r2": solution.feature_r2,
@@ -82,7 +97,7 @@ def prepare(
         trainer.logger.log_metrics(results, step=0)
 
 
-def _train_batches(trainer: Trainer) -> Iterable[Any]:
+def train_batches(trainer: Trainer) -> Iterable[Any]:
     """Training batches without end where the data module can give them, else one pass over its loader."""
     data = data_of(trainer)
     if isinstance(data, ImageDataModule):

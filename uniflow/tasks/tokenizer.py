@@ -31,7 +31,7 @@ from uniflow.pictures.drawing import pca_basis, pca_image
 from uniflow.sharding.shard import is_sharded
 from uniflow.start import Regression
 from uniflow.tasks.base import Stage, Task
-from uniflow.tasks.start import prepare
+from uniflow.tasks.start import prepare, train_parameters
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.latent_noise import augment_latents
 from uniflow.tokenizer.summary import print_summary
@@ -49,7 +49,8 @@ class TokenizerTask(Task):
     L = distillation_weight * sum_l w_l d_l + reconstruction_weight * (decoder's losses) + (bottleneck's losses)
         + (pixel losses, each with its own weight) + latent_feature_weight * |A z + b - LN(H_T^L)|^2
 
-    Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1].
+    Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1]. One with "frames", a number, is of clips of
+    so many images, clip after clip: a temporal decoder then sees earlier frames.
 
     Args:
         encoder: makes the pretrained encoder; the student starts as this, the teacher is a frozen copy.
@@ -74,6 +75,8 @@ class TokenizerTask(Task):
             need `shortcut: true` for it. Not repeated when a run is resumed.
         shortcut_lr_multiplier: factor on the learning rate of what a regression start has solved, the shortcuts of
             bottleneck and decoder: at the rate of random weights it is lost in a few steps.
+        train_only: train only the tokenizer's parameters whose names contain this text, such as "decoder" or
+            "temporal"; null trains all.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
     """
 
@@ -99,6 +102,7 @@ class TokenizerTask(Task):
         start: Literal["random", "regression"] | Regression = "random",
         shortcut_lr_multiplier: NonNegativeFloat = 0.03,
         latent_feature_weight: NonNegativeFloat = 0.0,
+        train_only: str | None = None,
         **task: Any,
     ) -> None:
         super().__init__(**task)
@@ -111,7 +115,7 @@ class TokenizerTask(Task):
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.shortcut_lr_multiplier = shortcut_lr_multiplier
-        self.latent_feature_weight = latent_feature_weight
+        self.latent_feature_weight, self.train_only = latent_feature_weight, train_only
         self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)
         self.pixel_losses = nn.ModuleList(pixel_losses or [])
@@ -139,6 +143,8 @@ class TokenizerTask(Task):
         # Outside the module tree: the teacher does not belong to checkpoints, the optimizer or a sharded student.
         object.__setattr__(self, "teacher", FrozenTeacher(encoder))
         self.tokenizer = Tokenizer(encoder, bottleneck, make_decoder(bottleneck.spec))
+        if self.train_only is not None:
+            train_parameters(self.tokenizer, self.train_only)
         if self.latent_feature_weight > 0:
             latent = bottleneck.spec
             merged = (latent.patch_size // encoder.spec.patch_size) ** 2
@@ -192,7 +198,8 @@ class TokenizerTask(Task):
         student = self.tokenizer.encoder(images)
         latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
+            of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
         terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
@@ -203,6 +210,11 @@ class TokenizerTask(Task):
         if self.feature_head is not None:
             terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
+        if self.train_only is not None and not total.requires_grad:
+            raise ValueError(
+                f"nothing that this batch uses is trained: train_only {self.train_only!r} of a decoder over time needs "
+                "clips, such as SceneClips or ClipFolder gives"
+            )
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         return total
@@ -286,7 +298,8 @@ class TokenizerTask(Task):
         images = batch["image"]
         outputs = self.compared_outputs(images)
         student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
-        judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
+        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
+            judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
         prefix = self.distill_prefix_tokens
         cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
         self.evaluation.add_values("cosine", cosines.mean(dim=0))

@@ -26,7 +26,7 @@ from uniflow.language.projector import Projector
 from uniflow.language.prompts import ChatTemplate, Prompts, Template, TextTemplate, Turn
 from uniflow.layers.blocks import checkpoint_blocks, find_blocks
 from uniflow.pictures.answers import answer_cards
-from uniflow.sharding.shard import full_state_dict
+from uniflow.sharding.shard import full_state_dict, is_sharded
 from uniflow.tasks.base import Stage
 from uniflow.tasks.features import FeatureTask
 from uniflow.tokenizer.saving import load_strictly, read_tensors
@@ -302,13 +302,18 @@ class VisualQuestionTask(FeatureTask):
         if is_dry_run(self.trainer):
             return
         state = full_state_dict(self.answerer)  # by all processes
+        seen = full_state_dict(self.source) if is_sharded(self.source) else None
         if not self.trainer.is_global_zero:
             return
+        source = self.source
+        if seen is not None:  # the sharded one has pieces of its weights only
+            source = self._make_source()
+            source.load_state_dict(seen)
         size = getattr(data_of(self.trainer), "size", None)
         size = (size, size) if isinstance(size, int) else size
         folder = Path(self.trainer.default_root_dir) / "assistant"
         try:
-            save_assistant(folder, self.source, self.answerer, self.language, size, self.lora, state)
+            save_assistant(folder, source, self.answerer, self.language, size, self.lora, state)
         except TypeError as error:  # a source of somebody's own
             rank_zero_warn(f"RUN/assistant is not written: {error}")
 

@@ -12,8 +12,7 @@ from huggingface_hub import ModelCardData
 
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.atomic import replacing
-from uniflow.core.errors import one_line
-from uniflow.core.files import read_text
+from uniflow.core.json_files import read_json
 from uniflow.core.yaml_files import read_yaml
 from uniflow.decoders.base import PixelDecoder
 from uniflow.encoders.base import VisionEncoder
@@ -107,14 +106,7 @@ def read_run(run: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     Raises:
         ValueError: if one of the files is damaged.
     """
-    return _read(run / "config.yaml", read_yaml), _read(run / "test_results.json", _read_json)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {one_line(error)}") from error
+    return _read(run / "config.yaml", read_yaml), _read(run / "test_results.json", read_json)
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any] | None:

@@ -16,11 +16,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
+from uniflow.core.json_files import read_json_object
 from uniflow.core.part import part_config
 from uniflow.core.tensors import refuse_nonfinite
 from uniflow.decoders import PatchFlowDecoder, PixelDecoder
 from uniflow.encoders import InternViT, VisionEncoder
-from uniflow.tokenizer.saving import CONFIG_NAME, WEIGHTS_NAME, check_fit, read_json, read_tensors, write_directory
+from uniflow.tokenizer.saving import CONFIG_NAME, WEIGHTS_NAME, check_fit, read_tensors, write_directory
 
 PART_NAMES = ("encoder", "bottleneck", "decoder")
 INDEX_NAME = "model.safetensors.index.json"
@@ -130,7 +131,7 @@ def read_official(directory: str | os.PathLike[str]) -> tuple[Parts, dict[str, A
         raise FileNotFoundError(f"{path} is not a folder: give the one that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
     if not (path / CONFIG_NAME).is_file():
         raise FileNotFoundError(f"{path} is not a checkpoint of the UniFlow release: it has no {CONFIG_NAME}")
-    config = read_json(path / CONFIG_NAME)
+    config = read_json_object(path / CONFIG_NAME)
     _check_config(config, path / CONFIG_NAME)
     tensors = _read_weights(path)
     blocks = sum(config[name] for name in BLOCKS)
@@ -296,7 +297,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(path: Path) -> dict[str, Tensor]:
-    shards = read_json(path / INDEX_NAME).get("weight_map")
+    shards = read_json_object(path / INDEX_NAME).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
         raise ValueError(f"{path / INDEX_NAME} has no weight_map of tensor names to files")
     tensors: dict[str, Tensor] = {}

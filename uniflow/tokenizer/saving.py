@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from uniflow.bottleneck import Bottleneck
 from uniflow.core.atomic import replacing
 from uniflow.core.errors import one_line
-from uniflow.core.files import open_regular, read_text
+from uniflow.core.files import open_regular
 from uniflow.core.imports import import_part
+from uniflow.core.json_files import read_json_object
 from uniflow.core.part import Part
 from uniflow.core.tensors import refuse_nonfinite
 from uniflow.core.torch_files import load_plain
@@ -172,22 +173,7 @@ def read_directory(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (path / name).exists():
             raise FileNotFoundError(f"{path} is not a tokenizer: it has no {name}")
-    return read_json(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ValueError: if it holds something else.
-    """
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object")
-    return value
+    return read_json_object(path / CONFIG_NAME), read_tensors(path / WEIGHTS_NAME)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,9 +16,11 @@ from uniflow.core.atomic import replacing
 from uniflow.core.pixels import to_uint8
 from uniflow.generators import Generator
 from uniflow.pictures.drawing import rows_to_grid, save_picture
-from uniflow.tools.common import check_numbers, pick_device
+from uniflow.tools.common import MOST_STEPS, check_numbers, pick_device
 
 IN_GRID = 64  # images
+MOST_IMAGES = 10**7
+MOST_PIXELS = 2**26  # of an image
 
 
 def sample(
@@ -73,19 +75,21 @@ def sample(
     words = [word.strip() for word in classes.split(",")] if classes else []
     total = count if count is not None else len(words) or 16
     check_numbers(batch_size=batch_size, steps=[] if steps is None else [steps])
-    if total < 1 or seed < 0:
-        raise ValueError(f"--count must be at least 1 and --seed at least 0, got {total} and {seed}")
+    if not 1 <= total <= MOST_IMAGES or seed < 0:
+        raise ValueError(f"--count must be at least 1 and at most {MOST_IMAGES:,}, --seed at least 0")
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if npz is not None and processes > 1:
         raise ValueError("--npz holds all images: make it with one process")
     if npz is not None and npz.suffix != ".npz":
         raise ValueError(f"--npz must end in .npz, got {npz}")
     model = Generator.from_pretrained(generator, text_encoder=text_encoder).to(pick_device(device))
+    _check_size(model, generator, steps)
     if guidance_from is not None:
         model.network.guide_from(guidance_from)
     weak: Generator | None = None
     if autoguide is not None:
         weak = Generator.from_pretrained(autoguide, text_encoder=text_encoder).to(pick_device(device))
+        _check_size(weak, autoguide, steps)
     values = _values(model, words, prompt, total)
     share = range(rank * total // processes, (rank + 1) * total // processes)
     options = {"seed": seed, "steps": steps, "guidance": guidance, "autoguide": weak, "batch_size": batch_size}
@@ -108,6 +112,20 @@ def _values(model: Generator, classes: list[str], prompt: str | None, count: int
             raise ValueError(f"{option} is not for this generator, which was told {told} in training")
     words = classes if prompt is None else [prompt]
     return model.condition.parse([words[number % len(words)] for number in range(count)]) if words else None
+
+
+def _check_size(model: Generator, folder: Path, steps: int | None) -> None:
+    """Refuse a generator whose config asks for more than anybody samples.
+
+    Raises:
+        ValueError: naming the folder, the number and its range.
+    """
+    height, width = (side * model.tokenizer.patch_size for side in model.grid)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"{folder} makes images of {height} x {width} pixels, more than {MOST_PIXELS:,} in all")
+    own = getattr(model.network, "steps", None)
+    if steps is None and isinstance(own, int) and own > MOST_STEPS:
+        raise ValueError(f"{folder} takes {own:,} sampler steps, more than {MOST_STEPS:,}: give --steps")
 
 
 def _batches(model: Generator, values: Any, share: range, options: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:

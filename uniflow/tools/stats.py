@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from uniflow.cli.app import prepare
 from uniflow.cli.errors import UserError
 from uniflow.cli.recipe_tool import RecipeTool
 from uniflow.cli.rundir import RunFolder
+from uniflow.core.json_files import read_json_object
 from uniflow.data.first import FirstImages, rank_share
 from uniflow.metrics import ChannelMoments
 from uniflow.tokenizer import Tokenizer
@@ -74,7 +74,7 @@ def stats(
 
     def save(measured: Tokenizer) -> None:
         if ckpt_path is None:
-            config = json.loads((folder / CONFIG_NAME).read_text())
+            config = read_json_object(folder / CONFIG_NAME)
             write_config(folder, {**config, "latent_statistics": measured.latent_statistics})
         else:
             recipe, _ = read_run(run)

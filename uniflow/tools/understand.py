@@ -78,6 +78,8 @@ def understand(
     for name in options or {}:
         if problem := option_problem(name):
             raise ValueError(f"--options: {problem}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, not a folder")
     settings = {**({"data": str(data)} if data else {}), **(SMOKE if budget == "smoke" else {}), **(options or {})}
     sources = _sources(tokenizer, compare or {}, teacher)
     runs: dict[str, list[Run]] = {}
@@ -152,6 +154,8 @@ def _sources(tokenizer: str, compare: Mapping[str, str], teacher: str | None) ->
     fixed = ("teacher", "student", "latents", "baseline")
     if taken := [name for name in compare if name in fixed or not name.isidentifier()]:
         raise ValueError(f"--compare: {taken[0]!r} cannot be a name; take a word that is not one of {', '.join(fixed)}")
+    for path in compare.values():
+        Tokenizer.from_pretrained(path)  # so that a wrong one is named before anything runs
     return {
         "teacher": _class("EncoderSource", encoder=encoder, layers="last"),
         "student": _class("TokenizerSource", tokenizer=tokenizer, layers="last"),

@@ -287,7 +287,7 @@ def test_loops_and_second_names_are_passed_over(flat: Path, tmp_path: Path) -> N
     paint(tmp_path / "far" / "x.png")
     for name in ("0far", "1far"):
         (flat / name).symlink_to(tmp_path / "far")
-    with pytest.warns(UserWarning, match="photos: 2 names of images are links"):
+    with pytest.warns(UserWarning, match="photos: 2 names are links"):
         images = list_images(flat)
     assert images == sorted([*(f"{i:03d}.png" for i in range(60)), "0far/x.png"])
 

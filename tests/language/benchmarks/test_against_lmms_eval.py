@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import with_lmms_eval  # noqa: F401
-from test_benchmarks import mmbench, mme, textvqa
+from test_question_benchmarks import mmbench, mme, textvqa
 
 from uniflow.language.benchmarks import read_benchmark
 from uniflow.language.benchmarks.mmbench import option_of

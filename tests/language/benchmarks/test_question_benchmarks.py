@@ -14,6 +14,7 @@ from PIL import Image
 from uniflow.data.images.reading import ImageReadError
 from uniflow.language.benchmarks import GQA, MME, POPE, MMBench, TextVQA, answer_all, read_benchmark
 from uniflow.language.benchmarks.mmbench import option_of
+from uniflow.language.benchmarks.mme import yes_or_no
 from uniflow.language.benchmarks.textvqa import consensus, normalize_answer
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -104,10 +105,14 @@ def test_pope(tmp_path: Path) -> None:
     assert benchmark.questions[0].answers == ("yes",)
     # Right, wrong, right, wrong: one hit, one miss, one false alarm, by the rules of POPE's script.
     answers = ["Yes, there is. No.", "There is not, sir", "no", "A dog"]
-    assert benchmark.scores(answers) == {"accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5, "yes_ratio": 0.5}
+    half = dict.fromkeys(("accuracy", "precision", "recall", "f1", "yes_ratio"), 0.5)
+    assert benchmark.scores(answers) == half | {"accuracy_exact": 0.25}
     scores = benchmark.scores(["yes", "yes", "yes", "No"])
-    assert scores == pytest.approx({"accuracy": 0.75, "precision": 2 / 3, "recall": 1, "f1": 0.8, "yes_ratio": 0.75})
-    assert benchmark.scores(["no"] * 4) == {"accuracy": 0.5, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0}
+    assert scores == pytest.approx(
+        {"accuracy": 0.75, "accuracy_exact": 0.75, "precision": 2 / 3, "recall": 1, "f1": 0.8, "yes_ratio": 0.75}
+    )
+    nothing = dict.fromkeys(("precision", "recall", "f1", "yes_ratio"), 0.0)
+    assert benchmark.scores(["no"] * 4) == {"accuracy": 0.5, "accuracy_exact": 0.5, **nothing}
 
 
 def test_gqa(tmp_path: Path) -> None:
@@ -115,7 +120,9 @@ def test_gqa(tmp_path: Path) -> None:
     assert isinstance(benchmark, GQA)
     assert [question.kind for question in benchmark.questions] == ["query", "verify", "query"]
     scores = benchmark.scores(["Red.", "no", "label"])
-    assert scores == pytest.approx({"accuracy": 2 / 3, "accuracy/query": 1, "accuracy/verify": 0})
+    assert scores == pytest.approx(
+        {"accuracy": 2 / 3, "accuracy_no_punctuation": 2 / 3, "accuracy/query": 1, "accuracy/verify": 0}
+    )
     assert benchmark.scores(["dark red", "yes, it is", "a label"])["accuracy"] == 0
 
 
@@ -278,6 +285,12 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         answer_all(lambda images, *_: ["yes"] * len(images), benchmark.questions)
 
 
+def emptied(folder: Path) -> Path:
+    root = mme(folder)
+    (root / "color" / "000.txt").write_text("\n")
+    return root
+
+
 def changed(write: Callable[[Path], Path], old: str, new: str) -> Callable[[Path], Path]:
     def build(folder: Path) -> Path:
         path = write(folder)
@@ -326,6 +339,7 @@ def mme_changed(name: str, text: str | None) -> Callable[[Path], Path]:
         (mme_changed("color/000.jpg", None), "000.txt: no image 000 in"),
         (mme_changed("mood/0.txt", ""), "mood/0.txt: no image 0 in"),
         (lambda p: mme(p) / "color", "no questions of mme"),
+        (emptied, "000.txt: no questions; MME asks two an image"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_one_line(build: Callable[[Path], Path], text: str, tmp_path: Path) -> None:
@@ -341,3 +355,47 @@ def test_images_need_a_folder_and_categories_are_mmes(tmp_path: Path) -> None:
     (root / "color").rename(root / "colour")
     with pytest.raises(ValueError, match="MME has no category 'colour'; it has existence"):
         read_benchmark(root)
+
+
+# What `parse_pred_ans` of lmms-eval 0.7.3 says.
+MME_WORDS = {
+    "y": "yes", "N": "no", "Y.": "yes", "n.": "no", "...no": "no", "No, it is": "no", "Yes.": "yes", "x": "other",
+    "maybe yes": "other", "y e s": "other", "Not": "no", "": "other", ".": "other", "n o": "other",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", MME_WORDS)
+def test_mme_reads_the_words_that_lmms_eval_reads(answer: str) -> None:
+    assert yes_or_no(answer) == MME_WORDS[answer]
+
+
+def test_pope_by_the_functions_of_lmms_eval(tmp_path: Path) -> None:
+    benchmark = read_benchmark(pope(tmp_path, "yynnyn"), tmp_path / "images")
+    scores = benchmark.scores(["Yes", "Yes, there is.", "no ", "No, there is not.", "NO", "yes"])
+    assert scores["accuracy_exact"] == pytest.approx(1 / 3)  # pope_aggregate_accuracy; the long answers are wrong there
+    # By its own script the long ones count, and "NO" is not the word: 4 of 6, yes four times of which three are right.
+    assert scores["accuracy"] == pytest.approx(5 / 6)
+    assert scores["precision"] == pytest.approx(3 / 4)
+    bare = benchmark.scores(["Yes", "No", "No", "No", "No", "Yes"])
+    # pope_aggregate_accuracy, _precision, _recall and _f1_score of the same answers
+    assert [bare[k] for k in ("accuracy_exact", "accuracy", "precision", "recall")] == pytest.approx(
+        [0.5, 0.5, 0.5, 1 / 3]
+    )
+    assert bare["f1"] == pytest.approx(0.4)
+
+
+# What `exact_match_hf_evaluate` of lmms-eval 0.7.3 says with ignore_case and ignore_punctuation.
+GQA_PAIRS = [
+    ("Red.", "red", 1), ("t shirt", "t-shirt", 0), ("tshirt", "t-shirt", 1), ("red!", "red", 1),
+    ("red, blue", "red", 0), ("It's red", "its red", 1), ("left", "Left", 1), ("a red", "red", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "truth", "expected"), GQA_PAIRS)
+def test_gqa_by_the_function_of_lmms_eval(tmp_path: Path, answer: str, truth: str, expected: float) -> None:
+    write_image(tmp_path / "images" / "n.jpg")
+    record = {"question": "What?", "imageId": "n", "answer": truth}
+    (tmp_path / "gqa.json").write_text(json.dumps({"1": record}))
+    scores = read_benchmark(tmp_path / "gqa.json", tmp_path / "images").scores([answer])
+    assert scores["accuracy_no_punctuation"] == expected
+    assert scores["accuracy"] == float(answer.rstrip(".").lower() == truth.lower())

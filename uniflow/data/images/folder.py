@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -29,7 +29,12 @@ class ImageFolder(CroppedImages):
     image of either is not trained on, also if folders lie in each other or are reached by links.
 
     Images in subfolders one level deep, two or more of them, get the subfolder's index in the sorted list as label.
+
+    A subclass whose samples are other files overrides `walk`, `noun` and `extensions`, and makes its own datasets.
     """
+
+    noun: ClassVar[str] = "image"
+    extensions: ClassVar[frozenset[str]] = EXTENSIONS
 
     def __init__(
         self,
@@ -64,9 +69,9 @@ class ImageFolder(CroppedImages):
         super().__init__(size=size, **settings)
         for name, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 <= fraction < 1:
-                raise ValueError(f"ImageFolder: {name} must be in [0, 1), not {fraction}")
+                raise ValueError(f"{type(self).__name__}: {name} must be in [0, 1), not {fraction}")
         if val_fraction + test_fraction >= 1:
-            raise ValueError("ImageFolder: val_fraction and test_fraction leave nothing to train on")
+            raise ValueError(f"{type(self).__name__}: val_fraction and test_fraction leave nothing to train on")
         if bucket_by == "aspect" and self.buckets is None:
             raise ValueError("ImageFolder: bucket_by: aspect needs buckets, the sizes of training batches")
         self.root = Path(root).expanduser()
@@ -84,14 +89,22 @@ class ImageFolder(CroppedImages):
         return self._images("train", training=False)
 
     def _images(self, split: str, training: bool) -> ImageFiles:
+        return ImageFiles(self, split, *self.split_members(split), training)
+
+    def split_members(self, split: str) -> tuple[Path, list[str], list[str] | None]:
+        """Folder, relative names and classes of a split's files; None without classes.
+
+        Raises:
+            ValueError: if there are none, or one has a class that the training files do not have.
+        """
         folder, names = self.split_files()[split]
         if not names:
             raise ValueError(self._empty(split, folder))
         classes = [_class(name) for name in names] if self.class_names is not None else None
         unknown = sorted(set(classes or []) - set(self.class_names or []))
         if unknown:
-            raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training images do not have")
-        return ImageFiles(self, split, folder, names, classes, training)
+            raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training {self.noun}s do not have")
+        return folder, names, classes
 
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
@@ -123,23 +136,28 @@ class ImageFolder(CroppedImages):
     def _exact_only(self) -> tuple[str, ...]:
         return (*super()._exact_only(), "buckets")
 
+    def walk(self, folder: Path) -> dict[str, int]:
+        """The relative names of what `folder` holds, each with a number that identifies its file."""
+        return walk_images(folder)
+
     def split_files(self) -> dict[str, tuple[Path, list[str]]]:
         """Folder and sorted relative names of the files of each split; sets `class_names`."""
         if self._files is not None:
             return self._files
         if not self.root.is_dir():
-            raise ValueError(f"ImageFolder: {self.root} is not a folder; give a folder of images")
+            raise ValueError(f"{type(self).__name__}: {self.root} is not a folder; give a folder of {self.noun}s")
         train = self.root / "train" if (self.root / "train").is_dir() else self.root
         folders = self._folders()
         splits: dict[str, tuple[Path, list[str]]] = {}
         taken: set[int] = set()  # by the file itself, not its name: names can be spelled in many ways
         for split, folder in (*folders.items(), ("train", train)):
-            images = walk_images(folder)
+            images = self.walk(folder)
             splits[split] = folder, [name for name in sorted(images) if images[name] not in taken]
             if images and not splits[split][1]:
                 others = " or ".join(str(other) for other in folders.values() if other != folder)
                 raise ValueError(
-                    f"ImageFolder: every image of {folder} ({split}) is held out, because it is in {others}"
+                    f"{type(self).__name__}: every {self.noun} of {folder} ({split}) is held out, "
+                    f"because it is in {others}"
                 )
             taken.update(images.values())
         _, names = splits.pop("train")
@@ -160,18 +178,20 @@ class ImageFolder(CroppedImages):
             given = self.given[split]
             folder = self.root / Path(given or split).expanduser()
             if given and not folder.is_dir():
-                raise ValueError(f"ImageFolder: the {split} folder {folder} does not exist")
+                raise ValueError(f"{type(self).__name__}: the {split} folder {folder} does not exist")
             if folder.is_dir() and (given or folder.resolve() not in {f.resolve() for f in folders.values()}):
                 folders[split] = folder
         if len(folders) == 2 and folders["val"].resolve() == folders["test"].resolve():
-            raise ValueError(f"ImageFolder: {folders['val']} cannot be both the validation and the test set")
+            raise ValueError(f"{type(self).__name__}: {folders['val']} cannot be both the validation and the test set")
         return folders
 
     def _classes(self, names: list[str]) -> list[str] | None:
         parts = [name.split("/") for name in names]
         classes = sorted({printable(p[0]) for p in parts if len(p) > 1})
         if self.labels and any(len(p) == 1 for p in parts):
-            raise ValueError(f"ImageFolder: labels is true, but {self.root} has images outside of subfolders")
+            raise ValueError(
+                f"{type(self).__name__}: labels is true, but {self.root} has {self.noun}s outside of subfolders"
+            )
         looks_like_classes = len(classes) > 1 and all(len(p) == 2 for p in parts)
         return classes if (looks_like_classes if self.labels is None else self.labels) else None
 
@@ -179,11 +199,13 @@ class ImageFolder(CroppedImages):
         has_images = any(names for _, names in self.split_files().values())
         if has_images and split in self.fractions and split not in self._folders():
             return (
-                f"ImageFolder: no image of {folder} falls into the {split} split; "
+                f"{type(self).__name__}: no {self.noun} of {folder} falls into the {split} split; "
                 f"raise {split}_fraction (it is {self.fractions[split]}) or set {split} to a folder"
             )
-        known = " ".join(sorted(EXTENSIONS))
-        return f"ImageFolder: {folder} holds no images for the {split} split (known extensions: {known})"
+        known = " ".join(sorted(self.extensions))
+        return (
+            f"{type(self).__name__}: {folder} holds no {self.noun}s for the {split} split (known extensions: {known})"
+        )
 
 
 class ImageFiles(Dataset):

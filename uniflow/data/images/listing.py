@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
+from collections.abc import Collection
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -24,8 +25,10 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return sorted(walk_images(folder))
 
 
-def walk_images(folder: str | os.PathLike[str]) -> dict[str, int]:
+def walk_images(folder: str | os.PathLike[str], extensions: Collection[str] = EXTENSIONS) -> dict[str, int]:
     """The names of `list_images`, each with a number that identifies its file (device and inode).
+
+    Other kinds of files are listed if `extensions`, lower case with the dot, names them instead.
 
     Links are followed, but no folder is visited twice, and of several names of one file only one is kept: one without
     links if there is one, then the first that is reached in sorted order. Links that lead nowhere and files that cannot
@@ -47,7 +50,7 @@ def walk_images(folder: str | os.PathLike[str]) -> dict[str, int]:
             if stat.S_ISDIR(status.st_mode):
                 if not entry.name.startswith(_LEFT_OUT):
                     (waiting if entry.is_symlink() else subfolders).append(f"{name}/")
-            elif not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+            elif not entry.name.startswith(".") and os.path.splitext(entry.name)[1].lower() in extensions:
                 if entry.is_symlink():
                     links.append((name, _identity(status)))
                 else:
@@ -56,9 +59,7 @@ def walk_images(folder: str | os.PathLike[str]) -> dict[str, int]:
     for name, identity in sorted(links):
         doubled += images.setdefault(identity, name) != name
     if doubled:
-        rank_zero_warn(
-            f"{folder}: {doubled} names of images are links to images that are used already; each is used once"
-        )
+        rank_zero_warn(f"{folder}: {doubled} names are links to files that are used already; each file is used once")
     return {name: identity for identity, name in images.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from webdataset.shardlists import expand_urls
 
 from uniflow.core.errors import one_line
-from uniflow.core.files import read_text
+from uniflow.core.json_files import read_json_object
 from uniflow.data.images.archives import is_local, local_path
 from uniflow.data.images.shards import ShardReader
 
@@ -93,12 +92,7 @@ def read_index(url: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _index(path: Path, changed: int) -> dict[str, Any]:
-    try:
-        index = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"WebDataset: {path} is not valid JSON ({one_line(error)})") from error
-    if not isinstance(index, dict):
-        raise ValueError(f"WebDataset: {path} must hold a JSON object, as written by `uniflow pack`")
+    index = read_json_object(path)
     shards, names = index.get("shards", {}), index.get("class_names")
     if not isinstance(shards, dict) or not all(type(count) is int and count >= 0 for count in shards.values()):
         raise ValueError(f"WebDataset: 'shards' in {path} must be an object of shard names and numbers of samples")

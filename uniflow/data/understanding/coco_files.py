@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from uniflow.core.errors import one_line
 from uniflow.core.files import printable
+from uniflow.core.json_files import LARGE, read_json_object
 from uniflow.data.errors import DataError
 
 Polygons = list[list[float]]
@@ -73,7 +73,7 @@ class CocoFile:
     def __init__(self, path: Path, masks: bool = False) -> None:
         self.path, self.masks = path, masks
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json_object(path, LARGE)
             categories = sorted(content["categories"], key=lambda category: category["id"])
             self.category_ids = [int(category["id"]) for category in categories]
             self.class_names = [printable(str(category["name"])) for category in categories]
@@ -88,7 +88,7 @@ class CocoFile:
             raise DataError(f"the annotations {path} cannot be read ({error.strerror or error})") from error
         except DataError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{path} is not an annotation file of COCO's form, a JSON object with images, annotations and "
                 f"categories ({type(error).__name__}: {one_line(error)})"

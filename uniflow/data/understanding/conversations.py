@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from uniflow.core.files import printable, read_text
+from uniflow.core.files import printable
+from uniflow.core.json_files import LARGE, read_json
 from uniflow.core.pixels import to_unit_range
 from uniflow.data.base import ImageDataModule
 from uniflow.data.errors import DataError
@@ -24,7 +25,6 @@ from uniflow.data.sampler import TrainSampler
 from uniflow.data.skipped import SkipLog
 
 MARK = "<image>"
-LARGEST = 2**34  # bytes of a JSON file
 HUMAN, ASSISTANT = ("human", "user"), ("gpt", "assistant")  # who speaks, under "from"
 
 
@@ -214,11 +214,11 @@ def read_conversations(path: Path, split: str, skipped: SkipLog) -> list[dict[st
         DataError: if the file is missing, or is not a JSON list.
     """
     try:
-        content = json.loads(read_text(path, LARGEST))
+        content = read_json(path, LARGE)
     except OSError as error:
         raise DataError(f"Conversations: {path} cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise DataError(f"Conversations: {path} is not valid JSON: {error}") from error
+        raise DataError(f"Conversations: {error}") from error
     if not isinstance(content, list):
         raise DataError(f"Conversations: {path} must hold a JSON list of samples, as LLaVA's files do")
     samples = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,6 @@ from typing import Any, ClassVar, Self
 
 from PIL import Image
 
-from uniflow.core.errors import one_line
-from uniflow.core.files import read_text
 from uniflow.core.numbers import PositiveInt
 from uniflow.data.images.reading import read_image
 
@@ -140,19 +137,6 @@ def mean_by(keys: Iterable[str], values: Iterable[float]) -> dict[str, float]:
     for key, value in zip(keys, values, strict=True):
         table.setdefault(key, []).append(value)
     return {key: mean(table[key]) for key in sorted(table)}
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: if it is not JSON.
-        RefusedFileError: if it cannot be read.
-    """
-    try:
-        return json.loads(read_text(path, limit=2**30))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {one_line(error)}") from error
 
 
 def wanted(record: Any, keys: Sequence[str], where: str) -> list[str]:

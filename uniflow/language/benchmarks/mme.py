@@ -22,9 +22,12 @@ _ASKED = " Please answer yes or no."
 
 
 def yes_or_no(answer: str) -> str:
-    """The word that MME's own script reads in an answer's first four characters: yes, no or other."""
-    start = answer.strip().lower()[:4]
-    return next((word for word in ("yes", "no") if word in start), "other")
+    """The word that MME's own script reads in an answer's first four characters, full stops left out: yes, no or other.
+
+    A single y or n is that word, too.
+    """
+    start = answer.lower().strip().replace(".", "")[:4]
+    return {"y": "yes", "n": "no"}.get(start) or next((word for word in ("yes", "no") if word in start), "other")
 
 
 class MME(Benchmark):
@@ -76,7 +79,7 @@ class MME(Benchmark):
 def _question(image: Path | bytes, text: str, answer: str, kind: str, id_: str, group: str) -> Question:
     # As LLaVA and lmms-eval ask: the request at the end of MME's questions is replaced.
     prompt = text.strip().replace(_ASKED, "") + SHORT_ANSWER
-    return Question(image, prompt, (answer.strip().lower(),), kind, id_, group)
+    return Question(image, prompt, (answer.strip().lower().replace(".", ""),), kind, id_, group)
 
 
 def _from_folders(root: Path) -> Iterator[Question]:
@@ -90,7 +93,10 @@ def _from_folders(root: Path) -> Iterator[Question]:
             image = next(filter(Path.is_file, candidates), None)
             if image is None:
                 raise ValueError(f"{file}: no image {file.stem} in {images}")
-            for number, line in enumerate(filter(str.strip, read_text(file).splitlines()), start=1):
+            lines = list(filter(str.strip, read_text(file).splitlines()))
+            if not lines:
+                raise ValueError(f"{file}: no questions; MME asks two an image")
+            for number, line in enumerate(lines, start=1):
                 text, tab, answer = line.partition("\t")
                 if not tab:
                     raise ValueError(f"{file}, line {number}: question and answer must be parted by a tab")

@@ -11,8 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from uniflow.core.errors import one_line
+from uniflow.core.files import check_folder
 from uniflow.core.numbers import PositiveInt
+from uniflow.core.tensors import refuse_nonfinite
 from uniflow.language.assistant import Assistant
+from uniflow.language.prompts import template_errors
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -50,11 +53,13 @@ class TransformersModel:
             from transformers import AutoModelForImageTextToText, AutoProcessor
         except ImportError as error:
             raise ImportError("multimodal models need transformers: pip install uniflow[language]") from error
+        check_folder(name)
         try:
             processor = AutoProcessor.from_pretrained(name)
             model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, use_safetensors=True)
         except Exception as error:  # transformers and the hub's client raise many types
             raise ValueError(f"cannot load the multimodal model {name!r}: {one_line(error, 300)}") from error
+        refuse_nonfinite(dict(model.named_parameters()), name)
         return cls(model.to(device), processor)
 
     def __call__(self, images: list[Image.Image], prompts: list[str], max_new_tokens: PositiveInt) -> list[str]:
@@ -72,14 +77,15 @@ class TransformersModel:
         """What the model takes for conversations in transformers' format, ready for its answers."""
         # Padded on the left: the answers begin where the prompts end.
         padding = {"padding": True, "padding_side": "left"} if len(conversations) > 1 else {}
-        batch = self.processor.apply_chat_template(
-            [list(conversation) for conversation in conversations],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=padding,
-        )
+        with template_errors():
+            batch = self.processor.apply_chat_template(
+                [list(conversation) for conversation in conversations],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs=padding,
+            )
         return dict(batch.to(self.model.device, self.model.dtype))
 
     @torch.inference_mode()

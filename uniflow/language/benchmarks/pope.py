@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from uniflow.core.errors import one_line
 from uniflow.core.files import read_text
+from uniflow.core.json_files import parse_json
 from uniflow.language.benchmarks.base import SHORT_ANSWER, Benchmark, Question, image_file, mean, wanted
 
 
@@ -19,9 +18,10 @@ def yes_or_no(answer: str) -> str:
 
 
 class POPE(Benchmark):
-    """Scores: accuracy, and precision, recall and F1 of the answer yes; `yes_ratio`, the share of yes among answers.
+    """Scores: accuracy, and precision, recall and F1 of the answer yes; `yes_ratio`, the share of yes among answers;
+    `accuracy_exact`, of the bare words yes and no alone.
 
-    lmms-eval's `pope_yes_ratio` is that of the labels instead, and it counts only the bare words yes and no.
+    The last is lmms-eval's `pope_accuracy`; its `pope_yes_ratio` is that of the labels.
     """
 
     name: ClassVar[str] = "pope"
@@ -34,10 +34,7 @@ class POPE(Benchmark):
             where = f"{file}, line {number}"
             if not line.strip():
                 continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where} is not valid JSON: {one_line(error)}") from error
+            record = parse_json(line, where)
             id_, name, text, label = wanted(record, ("question_id", "image", "text", "label"), where)
             if label not in ("yes", "no"):
                 raise ValueError(f"{where}: the label must be yes or no, not {label!r}")
@@ -49,6 +46,10 @@ class POPE(Benchmark):
     def right(self, question: Question, answer: str) -> float:
         return float(yes_or_no(answer) == question.answers[0])
 
+    def _exact(self, answers: Sequence[str]) -> Iterator[float]:
+        for question, answer in zip(self.questions, answers, strict=True):
+            yield float(answer.lower().strip() == question.answers[0])
+
     def scores(self, answers: Sequence[str]) -> dict[str, float]:
         labels = [question.answers[0] == "yes" for question in self.questions]
         given = [yes_or_no(answer) == "yes" for answer in answers]
@@ -57,6 +58,7 @@ class POPE(Benchmark):
         recall = hits / sum(labels) if any(labels) else 0.0
         return {
             "accuracy": mean(self._rights(answers)),
+            "accuracy_exact": mean(self._exact(answers)),
             "precision": precision,
             "recall": recall,
             "f1": 2 * precision * recall / (precision + recall) if hits else 0.0,

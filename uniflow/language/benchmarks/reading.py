@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from uniflow.core.files import open_regular
-from uniflow.language.benchmarks.base import Benchmark, read_json
+from uniflow.core.json_files import LARGE, parse_json, read_json_object
+from uniflow.language.benchmarks.base import Benchmark
 from uniflow.language.benchmarks.gqa import GQA
 from uniflow.language.benchmarks.mmbench import MMBench
 from uniflow.language.benchmarks.mme import MME
@@ -50,7 +50,7 @@ def _read(path: Path, images: Path | None, ocr: Path | None) -> Benchmark:
     if _is_pope(start):
         return POPE.read(path, images)
     if start.lstrip().startswith("{"):
-        content = read_json(path)
+        content = read_json_object(path, LARGE)
         if isinstance(content.get("data"), list):
             return TextVQA.read(path, images, ocr)
         if content and all(isinstance(record, dict) and "imageId" in record for record in content.values()):
@@ -66,7 +66,7 @@ def _start(path: Path) -> str:
 def _is_pope(start: str) -> bool:
     """Whether the first line is a whole JSON object with a label."""
     try:
-        record = json.loads(start.partition("\n")[0])
-    except json.JSONDecodeError:
+        record = parse_json(start.partition("\n")[0], "the first line")
+    except ValueError:
         return False
     return isinstance(record, dict) and {"text", "label"} <= record.keys()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from uniflow.language.benchmarks.base import SHORT_ANSWER, Benchmark, Question, image_file, mean, read_json, wanted
+from uniflow.core.json_files import LARGE, read_json_object
+from uniflow.language.benchmarks.base import SHORT_ANSWER, Benchmark, Question, image_file, mean, wanted
 
 # Words whose apostrophe people forget; the second list only lacks one of its several.
 _ONE_APOSTROPHE = (
@@ -75,7 +76,7 @@ class TextVQA(Benchmark):
         """
         tokens = None if ocr is None else _read_ocr(ocr)
         questions = []
-        for number, record in enumerate(read_json(file)["data"]):
+        for number, record in enumerate(read_json_object(file, LARGE)["data"]):
             where = f"{file}, entry {number}"
             id_, text, name = wanted(record, ("question_id", "question", "image_id"), where)
             people = record.get("answers")
@@ -99,8 +100,8 @@ class TextVQA(Benchmark):
 
 
 def _read_ocr(file: Path) -> dict[str, list[str]]:
-    content = read_json(file)
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+    content = read_json_object(file, LARGE)
+    if not isinstance(content.get("data"), list):
         raise ValueError(f"{file} is not a file of OCR tokens: it has no list 'data'")
     tokens = {}
     for number, record in enumerate(content["data"]):

@@ -1,0 +1,1 @@
+"""Malformed inputs, made from a seed: each must be accepted or refused with one line."""
