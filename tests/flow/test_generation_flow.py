@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from uniflow.flow import dimension_shift, euler, heun, shift_times, step_times
+from uniflow.flow import dimension_shift, dopri5, euler, heun, shift_times, step_times
 
 
 def exact(x: torch.Tensor) -> torch.Tensor:
@@ -23,6 +23,29 @@ def test_a_samplers_order_of_convergence(method, order):
     ]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-6])
+def test_the_adaptive_sampler_keeps_its_tolerance_with_fewer_evaluations(tolerance):
+    pytest.importorskip("torchdiffeq")
+    start, calls = torch.tensor([1.0, -2.0], dtype=torch.float64), []
+
+    def velocity(x, t):
+        calls.append(t)
+        return x * math.cos(3 * t)
+
+    error = float((dopri5(velocity, start, [0.0, 1.0], tolerance) - exact(start)).abs().max())
+    assert error < 10 * tolerance  # that of all steps; each keeps the tolerance
+    assert len(calls) < 100
+    assert max(calls) <= 1
+    with pytest.raises(ValueError, match="dopri5 cannot reach the tolerance"):
+        dopri5(lambda x, t: x * math.nan, start, [0.0, 1.0], tolerance)
+
+
+def test_without_torchdiffeq_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="dopri5 needs torchdiffeq: pip install torchdiffeq"):
+        dopri5(lambda x, t: x, torch.ones(1), [0.0, 1.0], 1e-3)
 
 
 def test_shifted_times_keep_their_ends_and_move_towards_the_noise():

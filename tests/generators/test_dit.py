@@ -1,5 +1,7 @@
 """The diffusion transformer: what each argument changes, guidance, and samples that depend on themselves alone."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def awake(**options):
 
 def loss(network, vector=VECTOR):
     torch.manual_seed(5)
-    return network.loss(LATENTS, vector)["flow"].item()
+    return sum(network.loss(LATENTS, vector).values()).item()
 
 
 def test_it_starts_by_predicting_zero():
@@ -48,6 +50,12 @@ def test_it_starts_by_predicting_zero():
         {"prediction": "data"},
         {"shift": 3.0},
         {"uniform_share": 1.0},
+        {"internal_weight": 0.5},
+        {"internal_weight": 1.0},
+        {"internal_weight": 0.5, "depth": 3, "internal_depth": 2},
+        {"head_width": 24, "head_depth": 1},
+        {"head_width": 24, "head_depth": 2},
+        {"head_width": 32, "head_depth": 1},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -88,7 +96,35 @@ def test_guidance_moves_away_from_nothing_in_its_interval_only():
     torch.testing.assert_close(free, network.sample(NOISE, VECTOR, NOTHING, guidance=0.0), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
+@torch.no_grad()
+def test_the_adaptive_sampler_agrees_with_many_steps_and_takes_each_image_alone():
+    pytest.importorskip("torchdiffeq")
+    network, other = (awake(method=method, tolerance=1e-4, guidance=2.0) for method in ("dopri5", "heun"))
+    for one in (network, other):  # random weights make of the time a field that wants steps without number
+        one.time_embed.fc2.weight.zero_()
+    sizes = []
+    network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    found = network.sample(NOISE, VECTOR, NOTHING)
+    assert set(sizes) == {2}
+    few = len(sizes)
+    torch.testing.assert_close(found, other.sample(NOISE, VECTOR, NOTHING, steps=30), atol=2e-3, rtol=1e-3)
+    network.tolerance = 1e-2
+    assert not torch.equal(network.sample(NOISE, VECTOR, NOTHING), found)
+    assert len(sizes) < 2 * few
+    weak = network.sample_autoguided(NOISE, VECTOR, network, VECTOR, guidance=2.0)
+    torch.testing.assert_close(weak, network.sample(NOISE, VECTOR, NOTHING, guidance=1.0), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "euler",
+        "heun",
+        pytest.param(
+            "dopri5", marks=pytest.mark.skipif(find_spec("torchdiffeq") is None, reason="torchdiffeq is missing")
+        ),
+    ],
+)
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch(method):
     network = awake(prediction="data", method=method, guidance=2.0)
@@ -100,7 +136,7 @@ def test_a_sample_does_not_depend_on_its_batch(method):
 @torch.no_grad()
 def test_a_network_that_knows_the_data_samples_them():
     network = awake(prediction="data", steps=4)
-    network.forward = lambda x, t, told: LATENTS[: len(x)]
+    network.forward = lambda x, t, told, internal: LATENTS[: len(x)]
     torch.testing.assert_close(network.sample(NOISE, VECTOR, NOTHING), LATENTS, rtol=1e-4, atol=1e-4)
     flow = network.validation_loss(LATENTS, NOISE, torch.full((3,), 0.3), VECTOR)["flow"]
     assert flow < 1e-10
@@ -137,7 +173,16 @@ def test_shift_by_the_dimension():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"num_heads": 3}, "multiple of 4"), ({"guidance_interval": (0.5, 0.5)}, "must rise"), ({"steps": 0}, "steps")],
+    [
+        ({"num_heads": 3}, "multiple of 4"),
+        ({"guidance_interval": (0.5, 0.5)}, "must rise"),
+        ({"steps": 0}, "steps"),
+        ({"guidance_from": "internal"}, "trained with an internal_weight"),
+        ({"head_width": 20, "head_depth": 1}, "a head_width that is a multiple of 8 "),
+        ({"head_width": 24}, "a head_depth above 0, got 24 and 0"),
+        ({"head_depth": 2}, "got 0 and 2"),
+        ({"internal_weight": 0.5, "internal_depth": 2}, "internal_depth must be below depth 2"),
+    ],
 )
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -49,6 +49,7 @@ class Loud(MLPBottleneck):
         {"distill_prefix_tokens": True},
         {"encoder_lr_multiplier": 0.1},
         {"latent_feature_weight": 0.1},
+        {"noise_tau": 0.3},
         {"decoder": REGRESSION},
         {"bottleneck": partial(Loud, channels=8)},
         {"encoder": partial(ENCODER, tune="frozen")},
@@ -70,6 +71,14 @@ def test_a_frozen_encoder_stays_as_it_was(tmp_path):
     fit(task, tiny_scenes(), tmp_path)
     assert same(task.tokenizer.encoder.state_dict(), task.teacher.encoder.state_dict())
     assert not same(task.tokenizer.bottleneck.state_dict(), tiny_bottleneck(task))
+
+
+def test_evaluation_sees_no_latent_noise(tmp_path):
+    task = tiny_task(noise_tau=5.0)
+    trainer, _ = fit(task, tiny_scenes(), tmp_path, steps=1)
+    [noisy] = trainer.test(task, tiny_scenes(), verbose=False)
+    task.noise_tau = 0.0
+    assert trainer.test(task, tiny_scenes(), verbose=False) == [noisy]
 
 
 def tiny_bottleneck(task):

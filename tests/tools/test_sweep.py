@@ -79,6 +79,21 @@ def test_metrics_of_sets_if_asked_for():
     assert [set(row) & {"psnr", "ssim", "frechet_scene_vit"} for row in rows] == [{"psnr", "frechet_scene_vit"}]
 
 
+def test_noise_on_the_latents_has_rows_of_its_own_and_does_not_depend_on_the_batch():
+    model = tiny_tokenizer()
+    model.set_latent_statistics([0.0] * 8, [0.5] * 8, 5)
+    chosen = {"steps": [1, 2], "starts": ["zero"]}
+    clean, rows = sweep(model, **chosen), sweep(model, latent_noise=[0.0, 0.5], **chosen)
+    assert [(row["latent_noise"], row["steps"]) for row in rows] == [(0.0, 1), (0.0, 2), (0.5, 1), (0.5, 2)]
+    assert [row["psnr"] for row in rows[:2]] == [row["psnr"] for row in clean]
+    assert all(abs(noised["psnr"] - row["psnr"]) > 1e-3 for noised, row in zip(rows[2:], clean, strict=True))
+    again = sweep(model, batch_size=2, latent_noise=[0.5], **chosen)
+    assert [row["psnr"] for row in again] == pytest.approx([row["psnr"] for row in rows[2:]], abs=1e-5)
+    control = tiny_tokenizer(REGRESSION)
+    control.set_latent_statistics([0.0] * 8, [0.5] * 8, 5)
+    assert [row["latent_noise"] for row in sweep(control, latent_noise=[0.0, 0.1])] == [0.0, 0.1]
+
+
 def test_a_decoder_without_a_flow_has_one_row():
     control = tiny_tokenizer(REGRESSION)
     with torch.inference_mode():
@@ -124,6 +139,20 @@ def test_the_command_writes_tables_and_plots(runs, tmp_path, capsys):
     assert (tmp_path / "sweep.svg").read_bytes() == (tmp_path / "out" / "sweep.svg").read_bytes()
 
 
+def test_the_command_sweeps_noise_on_latents(runs, tmp_path, capsys):
+    model = Tokenizer.from_pretrained(runs / "flow" / "tokenizer")
+    model.set_latent_statistics([0.0] * 8, [0.5] * 8, 5)
+    model.save_pretrained(tmp_path / "known")
+    words = ["sweep-steps", str(tmp_path / "known"), "--images", f"[{runs / 'pictures'}]", "--size", "32"]
+    words += ["--num_workers", "0", "--repeats", "1", "--steps", "[1]", "--starts", "[zero]"]
+    assert main([*words, "--latent_noise", "[0, 0.4]", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [row["latent_noise"] for row in found["rows"]] == [0, 0.4]
+    assert found["protocol/settings"]["latent_noise"] == [0, 0.4]
+    assert "noise on the latents" in (tmp_path / "out" / "sweep.svg").read_text()
+    assert "latent_noise" in capsys.readouterr().out
+
+
 def test_without_matplotlib_there_are_tables_and_a_note(runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(command(runs, "--steps", "[1]", "--starts", "[zero]", "--out", str(tmp_path / "out"))) == 0
@@ -138,6 +167,8 @@ def test_the_command_says_what_is_wrong(runs, tmp_path, capsys):
         (command(runs, "--steps", "[]"), "numbers of at least 1"),
         (command(runs, "--starts", "[]"), "name a start"),
         (command(runs, "--starts", "[noise]"), "zero, random"),
+        (command(runs, "--latent_noise", "[-1]"), "latent_noise"),
+        (command(runs, "--latent_noise", "[0.1]"), "has no latent statistics, the unit of latent_noise"),
         (command(runs, "--repeats", "0"), "repeats must be at least 1"),
         (["sweep-steps", flow], "either --images FOLDER or --data"),
         (["sweep-steps", flow, flow, "--images", f"[{runs / 'pictures'}]"], "named twice"),

@@ -29,6 +29,11 @@ class Conditioning:
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
+    def rows(self, chosen: slice) -> Conditioning:
+        """What is told about some of the samples."""
+        tokens, mask = (None if part is None else part[chosen] for part in (self.tokens, self.mask))
+        return Conditioning(self.vector[chosen], tokens, mask)
+
 
 torch.export.register_dataclass(Conditioning)
 

@@ -5,16 +5,18 @@ round.)
 """
 
 from uniflow.flow.path import data_to_velocity, interpolate, velocity_target, velocity_to_data
-from uniflow.flow.samplers import euler, guide, heun
+from uniflow.flow.samplers import dopri5, euler, guide, heun, need_torchdiffeq
 from uniflow.flow.times import dimension_shift, sample_times, shift_times, step_times
 
 __all__ = [
     "data_to_velocity",
     "dimension_shift",
+    "dopri5",
     "euler",
     "guide",
     "heun",
     "interpolate",
+    "need_torchdiffeq",
     "sample_times",
     "shift_times",
     "step_times",

@@ -22,7 +22,7 @@ class LatentGenerator(Part):
     """
 
     latent: LatentSpec
-    entry_points: ClassVar[tuple[str, ...]] = ("loss", "validation_loss", "sample")
+    entry_points: ClassVar[tuple[str, ...]] = ("loss", "validation_loss", "sample", "sample_autoguided")
 
     @abstractmethod
     def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
@@ -60,3 +60,37 @@ class LatentGenerator(Part):
             steps: sampler steps; None is the generator's own number.
             guidance: strength of guidance; 1 is none; None is the generator's own.
         """
+
+    def sample_autoguided(
+        self,
+        noise: Tensor,
+        conditioning: Conditioning,
+        weak: LatentGenerator,
+        weak_conditioning: Conditioning,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """As `sample`, with guidance away from a weaker generator of the same latents (arXiv 2406.02507).
+
+        Args:
+            noise: as for `sample`.
+            conditioning: as for `sample`.
+            weak: the weaker generator.
+            weak_conditioning: what it is told about the same samples.
+            steps: as for `sample`.
+            guidance: as for `sample`.
+
+        Raises:
+            ValueError: if the generator cannot be guided so.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be guided by a weaker generator")
+
+    def guide_from(self, source: str) -> None:
+        """Choose what the guidance of `sample` moves away from; "null", no condition, is what every generator can.
+
+        Raises:
+            ValueError: if the generator cannot be guided so.
+        """
+        if source != "null":
+            raise ValueError(f"{type(self).__name__} is guided from null only, not from {source!r}")

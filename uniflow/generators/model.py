@@ -15,6 +15,7 @@ from uniflow.conditions import Condition, Conditioning
 from uniflow.core.errors import one_line
 from uniflow.core.part import build_part, part_config
 from uniflow.generators.base import LatentGenerator
+from uniflow.generators.cached import latent_identity
 from uniflow.generators.space import LatentSpace
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.saving import AllocationLimit, load_strictly, read_directory, write_directory
@@ -53,6 +54,7 @@ class Generator(nn.Module):
             raise ValueError(f"the generator makes {network.latent}, the tokenizer has {tokenizer.bottleneck.spec}")
         self.tokenizer, self.network, self.condition = tokenizer, network, condition
         self.grid = (int(grid[0]), int(grid[1]))
+        self._checked_guide: list[Generator] = []  # in a list, so that it is no part of this module
 
     @torch.no_grad()
     def sample(
@@ -64,6 +66,7 @@ class Generator(nn.Module):
         first: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        autoguide: Generator | None = None,
         batch_size: int = 64,
     ) -> Tensor:
         """Make images. Each depends on the seed, its number and its condition alone, not on its batch.
@@ -75,6 +78,8 @@ class Generator(nn.Module):
             first: number of the first image.
             steps: sampler steps; None is the generator's own number.
             guidance: strength of guidance; 1 is none; None is the generator's own.
+            autoguide: a weaker generator of the same latents and condition, away from which guidance moves (arXiv
+                2406.02507), such as one that was trained for a shorter time; see `check_autoguide`.
             batch_size: images at a time.
 
         Returns:
@@ -88,11 +93,21 @@ class Generator(nn.Module):
             given = "no values" if values is None else f"{len(values)} values"
             raise ValueError(f"nothing to sample: give values, or a count of at least 1 (got {given}, count {count})")
         batches = (range(begin, min(begin + batch_size, total)) for begin in range(0, total, batch_size))
-        images = [self._batch(values, batch, seed, first, steps, guidance) for batch in batches]
+        if autoguide is not None and all(autoguide is not checked for checked in self._checked_guide):
+            self.check_autoguide(autoguide)
+            self._checked_guide = [autoguide]
+        options = {"steps": steps, "guidance": guidance}
+        images = [self._batch(values, batch, seed, first, autoguide, options) for batch in batches]
         return torch.cat(images)
 
     def _batch(
-        self, values: Any, rows: range, seed: int, first: int, steps: int | None, guidance: float | None
+        self,
+        values: Any,
+        rows: range,
+        seed: int,
+        first: int,
+        autoguide: Generator | None,
+        options: dict[str, Any],
     ) -> Tensor:
         device = next(self.network.parameters()).device
         chosen = None if values is None else values[rows.start : rows.stop]
@@ -102,10 +117,32 @@ class Generator(nn.Module):
         conditioning = self.condition(chosen, dropped)
         numbers = range(first + rows.start, first + rows.stop)
         start = start_noise(numbers, seed, (self.network.latent.channels, *self.space.grid(*self.grid))).to(device)
-        latents = self.network.sample(
-            start, conditioning, self.unconditional(len(rows)), steps=steps, guidance=guidance
-        )
+        if autoguide is None:
+            latents = self.network.sample(start, conditioning, self.unconditional(len(rows)), **options)
+        else:
+            weak_told = autoguide.condition(chosen, dropped)
+            latents = self.network.sample_autoguided(start, conditioning, autoguide.network, weak_told, **options)
         return decode_latents(self.tokenizer, self.space.inverse(latents), numbers, seed).cpu()
+
+    def check_autoguide(self, weak: Generator) -> None:
+        """Refuse a weaker generator that makes other latents, or is told something else.
+
+        Raises:
+            ValueError: if its tokenizer's weights, the latents' statistics, the space that it works in, or the
+                condition's field are others.
+        """
+        own, other = latent_identity(self.tokenizer), latent_identity(weak.tokenizer)
+        if own != other:
+            said = ", ".join(key for key in own if own[key] != other[key])
+            raise ValueError(f"the generator to guide by is of another tokenizer ({said} differ)")
+        space, weak_space = self.space.state_dict(), weak.space.state_dict()
+        if part_config(self.space) != part_config(weak.space) or any(
+            not torch.equal(value, weak_space[name].to(value.device)) for name, value in space.items()
+        ):
+            raise ValueError("the generator to guide by works in another space of the latents")
+        if self.condition.field != weak.condition.field:
+            fields = [condition.field or "nothing" for condition in (weak.condition, self.condition)]
+            raise ValueError(f"the generator to guide by is told {fields[0]}, the one to be guided {fields[1]}")
 
     def unconditional(self, count: int) -> Conditioning:
         """What stands for no condition, for `count` samples."""

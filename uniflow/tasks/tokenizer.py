@@ -33,6 +33,7 @@ from uniflow.start import Regression
 from uniflow.tasks.base import Stage, Task
 from uniflow.tasks.start import prepare, train_parameters
 from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.latent_noise import augment_latents
 from uniflow.tokenizer.summary import print_summary
 from uniflow.training import Schedule, as_schedule
 from uniflow.training.trainer import data_of, is_logged_step
@@ -62,6 +63,8 @@ class TokenizerTask(Task):
             What they train is in checkpoints, not in the saved tokenizer.
         distill_prefix_tokens: compare class and register tokens too, not only patch tokens.
         encoder_lr_multiplier: factor on the encoder's learning rate.
+        noise_tau: in training the decoder sees latents with noise of |N(0, noise_tau^2)| standard deviations, drawn for
+            each image, so that it decodes what a generator makes, too (arXiv 2510.11690); 0 is none.
         eval_steps: sampler steps to evaluate; the first one's metrics carry the plain names.
         protocol: how reconstructions are judged, in validation and test; None is `ReconstructionProtocol()`.
         latent_feature_weight: weight of a loss that keeps the features in the latents: the mean squared error of the
@@ -92,6 +95,7 @@ class TokenizerTask(Task):
         reconstruction_weight: NonNegativeFloat = 1.0,
         distill_prefix_tokens: bool = False,
         encoder_lr_multiplier: NonNegativeFloat = 1.0,
+        noise_tau: NonNegativeFloat = 0.0,
         eval_steps: Sequence[PositiveInt] = (1,),
         pixel_losses: list[PixelLoss] | None = None,
         protocol: ReconstructionProtocol | None = None,
@@ -107,7 +111,7 @@ class TokenizerTask(Task):
         self._factories = (encoder, bottleneck, decoder)
         self.weighting = weighting
         self.distillation_weight = as_schedule(distillation_weight, "TokenizerTask.distillation_weight")
-        self.reconstruction_weight = reconstruction_weight
+        self.reconstruction_weight, self.noise_tau = reconstruction_weight, noise_tau
         self.distill_prefix_tokens = distill_prefix_tokens
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.shortcut_lr_multiplier = shortcut_lr_multiplier
@@ -216,15 +220,16 @@ class TokenizerTask(Task):
         return total
 
     def decoder_losses(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The decoder's losses, not yet weighted, and the pixel losses, which weight themselves.
+        """The decoder's training losses, not yet weighted, and the pixel losses, which weight themselves.
 
         Args:
-            latents: (B, C, h, w).
+            latents: (B, C, h, w); noise of `noise_tau` is added here.
             images: float in [0, 1], (B, 3, H, W).
 
         Raises:
             ValueError: if two losses have the same name.
         """
+        latents = augment_latents(self.tokenizer, latents, self.noise_tau)
         if not self.pixel_losses:
             return self.tokenizer.decoder.loss(latents, images), {}
         of_decoder, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)

@@ -35,6 +35,8 @@ def sample(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    guidance_from: Literal["null", "internal"] | None = None,
+    autoguide: Path | None = None,
     batch_size: int = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -56,6 +58,9 @@ def sample(
         seed: of the noise.
         steps: sampler steps; the generator's own by default.
         guidance: strength of guidance; 1 is none; the generator's own by default.
+        guidance_from: what guidance moves away from: null, the generator without a condition, or internal, what a block
+            in its middle predicts, of a generator that was trained for it; the generator's own by default.
+        autoguide: the folder of a weaker generator of the same tokenizer, away from which guidance moves instead.
         batch_size: images at a time.
         device: where to run; auto is a GPU if there is one.
 
@@ -65,6 +70,8 @@ def sample(
     """
     if classes and prompt is not None:
         raise ValueError("give --classes or --prompt, not both")
+    if autoguide is not None and guidance_from is not None:
+        raise ValueError("give --autoguide or --guidance_from, not both")
     words = [word.strip() for word in classes.split(",")] if classes else []
     total = count if count is not None else len(words) or 16
     check_numbers(batch_size=batch_size, steps=[] if steps is None else [steps])
@@ -77,9 +84,15 @@ def sample(
         raise ValueError(f"--npz must end in .npz, got {npz}")
     model = Generator.from_pretrained(generator, text_encoder=text_encoder).to(pick_device(device))
     _check_size(model, generator, steps)
+    if guidance_from is not None:
+        model.network.guide_from(guidance_from)
+    weak: Generator | None = None
+    if autoguide is not None:
+        weak = Generator.from_pretrained(autoguide, text_encoder=text_encoder).to(pick_device(device))
+        _check_size(weak, autoguide, steps)
     values = _values(model, words, prompt, total)
     share = range(rank * total // processes, (rank + 1) * total // processes)
-    options = {"seed": seed, "steps": steps, "guidance": guidance, "batch_size": batch_size}
+    options = {"seed": seed, "steps": steps, "guidance": guidance, "autoguide": weak, "batch_size": batch_size}
     made = _write(_batches(model, values, share, options), out, keep=npz is not None)
     if rank == 0:
         _write_grid(made[:IN_GRID], out / "grid.png", len(words))

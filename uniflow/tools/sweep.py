@@ -1,4 +1,4 @@
-"""Quality and cost of a decoder against sampler steps and start noise."""
+"""Quality and cost of a decoder against sampler steps, start noise, and noise on the latents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from uniflow.core.numbers import NonNegativeFloat
 from uniflow.core.pixels import to_unit_range
 from uniflow.data.base import ImageDataModule
 from uniflow.metrics import Evaluation, ReconstructionProtocol, fingerprint, image_digests, noise_for, write_table
 from uniflow.tokenizer import Tokenizer
+from uniflow.tokenizer.latent_noise import add_latent_noise
 from uniflow.tokenizer.summary import model_summary
 from uniflow.tools.common import check_numbers, evaluation_batches, load_tokenizer, print_rows
 
@@ -31,6 +33,7 @@ def sweep_steps(
     data: ImageDataModule | None = None,
     steps: Sequence[int] = (1, 2, 4, 8, 16),
     starts: Sequence[Start] = ("zero", "random"),
+    latent_noise: Sequence[NonNegativeFloat] = (0.0,),
     out: Path = Path("sweep"),
     size: int | None = None,
     crop: float = 1.0,
@@ -44,7 +47,8 @@ def sweep_steps(
     """Decode with several numbers of sampler steps, from zeros and from noise: quality, time and GFLOP of each.
 
     Writes `sweep.csv` and `sweep.json`, and with matplotlib `sweep.png` and `sweep.svg`. A decoder that ignores
-    steps and start, such as the regression decoder, has one row.
+    steps and start, such as the regression decoder, has one row. With several amounts of `latent_noise` there are rows
+    for each, and the plot is over them: a decoder for generation is chosen by how it decodes noised latents.
 
     Args:
         tokenizers: tokenizers' folders (RUN/tokenizer, shown as RUN), checkpoints, or hub ids.
@@ -52,6 +56,8 @@ def sweep_steps(
         data: a data module instead of images, such as configs/data/scenes.yaml; its own crops and batches are used.
         steps: numbers of sampler steps.
         starts: what decoding starts from: "random" noise, each image's own, or "zero".
+        latent_noise: amounts of noise on the latents, each image's own, in standard deviations of each channel; other
+            amounts than 0 need latent statistics.
         out: folder for the results.
         size: side in pixels of the images' central crop; by default the size that the first tokenizer's encoder was
             pretrained at.
@@ -71,20 +77,27 @@ def sweep_steps(
     check_numbers(size, steps, batch_size, num_workers)
     if not starts:
         raise ValueError("name a start: --starts '[zero, random]'")
+    if not latent_noise or min(latent_noise) < 0:
+        raise ValueError(f"latent_noise must list numbers of at least 0, got {list(latent_noise)}")
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    steps, starts = sorted(set(steps)), list(dict.fromkeys(starts))
+    steps, starts, amounts = sorted(set(steps)), list(dict.fromkeys(starts)), sorted(set(latent_noise))
     protocol = protocol or ReconstructionProtocol(sets=())
     names = _names(tokenizers)
     rows: list[Row] = []
     settings: dict[str, Any] = {}
     for name, path in zip(names, tokenizers, strict=True):
         model, picked = load_tokenizer(path, device, fast_cpu)
+        if max(amounts) > 0 and model.latent_std is None:
+            raise ValueError(
+                f"{path} has no latent statistics, the unit of latent_noise: measure them by uniflow stats"
+            )
         size = size or model.encoder.spec.image_size
         batches, crops = evaluation_batches(size, images, data, size, crop, batch_size, num_workers)
         evaluation = Evaluation(protocol)
-        tokenizer_rows = sweep_one(model, batches, evaluation, steps, starts, repeats)
-        settings = evaluation.settings(**crops, steps=steps, starts=starts, precision="32-true")
+        tokenizer_rows = sweep_one(model, batches, evaluation, steps, starts, repeats, amounts)
+        noised = {"latent_noise": amounts} if amounts != [0] else {}
+        settings = evaluation.settings(**crops, steps=steps, starts=starts, **noised, precision="32-true")
         rows += [{"tokenizer": name, **row} for row in tokenizer_rows]
     print_rows(rows, f"{settings['num_images']} images, decoded on {picked} in batches of up to {batch_size}")
     print(f"protocol {fingerprint(settings)}")
@@ -106,8 +119,9 @@ def sweep_one(
     steps: Sequence[int],
     starts: Sequence[Start],
     repeats: int = 5,
+    latent_noise: Sequence[float] = (0.0,),
 ) -> list[Row]:
-    """One tokenizer's rows, one for each start and number of steps.
+    """One tokenizer's rows, one for each amount of noise on the latents, start and number of steps.
 
     Args:
         tokenizer: on the device to compute on.
@@ -116,41 +130,47 @@ def sweep_one(
         steps: numbers of sampler steps, ascending.
         starts: what to start from.
         repeats: how often a time is taken.
+        latent_noise: amounts of noise on the latents, in standard deviations of each channel.
 
     Returns:
-        Dicts with "start" and "steps"; the mean of each of the protocol's metrics; "ms_per_image" and "time_ratio",
-        that to one step; and "gflop", what the decoder computes for an image (10^9 operations).
+        Dicts with "latent_noise", unless it is 0 throughout, "start" and "steps"; the mean of each of the protocol's
+        metrics; "ms_per_image" and "time_ratio", that to one step; and "gflop", what the decoder computes for an image
+        (10^9 operations).
 
     Raises:
         ValueError: if there are no images.
     """
     device = next(tokenizer.parameters()).device
-    cases: list[tuple[str, int]] = []
+    cases: list[tuple[float, str, int]] = []
     costs: dict[int, Row] = {}
     for batch in batches:
         images = batch["image"].to(device)
         latents, digests = tokenizer.encode(images), image_digests(images)
         if not cases:
             fixed = ignores_start_and_steps(tokenizer, latents)
-            cases = [(ANY_START, 1)] if fixed else [(start, count) for start in starts for count in steps]
+            pairs = [(ANY_START, 1)] if fixed else [(start, count) for start in starts for count in steps]
+            cases = [(amount, *pair) for amount in latent_noise for pair in pairs]
             costs = _costs(tokenizer, images, latents, [1] if fixed else steps, repeats)
         evaluation.add_originals(to_unit_range(images), digests)
-        for start, count in cases:
-            noise = _start(tokenizer, start, latents, digests, evaluation.protocol.noise_seed)
-            decoded = tokenizer.decode(latents, steps=count, noise=noise).float()
-            evaluation.add(decoded[..., : images.shape[-2], : images.shape[-1]], _suffix(start, count))
+        seed = evaluation.protocol.noise_seed
+        noised = {amount: _noised(tokenizer, latents, digests, amount, seed) for amount in latent_noise}
+        for amount, start, count in cases:
+            noise = _start(tokenizer, start, latents, digests, seed)
+            decoded = tokenizer.decode(noised[amount], steps=count, noise=noise).float()
+            evaluation.add(decoded[..., : images.shape[-2], : images.shape[-1]], _suffix(amount, start, count))
     if not cases:
         raise ValueError("none of the images can be read")
     numbers = evaluation.compute()
     return [
         {
+            **({"latent_noise": amount} if any(latent_noise) else {}),
             "start": start,
             "steps": count,
             **{key.removesuffix(end): value for key, value in numbers.items() if key.endswith(end)},
             **costs[count],
         }
-        for start, count in cases
-        for end in (_suffix(start, count),)
+        for amount, start, count in cases
+        for end in (_suffix(amount, start, count),)
     ]
 
 
@@ -168,13 +188,22 @@ def _start(tokenizer: Tokenizer, start: str, latents: Tensor, digests: Sequence[
     return noise.to(latents.device)
 
 
+def _noised(tokenizer: Tokenizer, latents: Tensor, digests: Sequence[str], amount: float, seed: int) -> Tensor:
+    if amount == 0:
+        return latents
+    assert tokenizer.latent_std is not None
+    # Two more, not one: noise_for gives 2 k and 2 k + 1 the same noise, and this is not the decoder's start.
+    noise = noise_for(digests, tuple(latents.shape[1:]), seed + 2).to(latents.device)  # type: ignore[arg-type]
+    return add_latent_noise(latents, noise, amount, tokenizer.latent_std)
+
+
 def _image_shape(tokenizer: Tokenizer, latents: Tensor) -> tuple[int, int, int, int]:
     p = tokenizer.patch_size
     return (latents.shape[0], 3, latents.shape[-2] * p, latents.shape[-1] * p)
 
 
-def _suffix(start: str, count: int) -> str:
-    return f" from {start} in {count}"
+def _suffix(amount: float, start: str, count: int) -> str:
+    return f" at {amount} from {start} in {count}"
 
 
 def _costs(tokenizer: Tokenizer, images: Tensor, latents: Tensor, steps: Sequence[int], repeats: int) -> dict[int, Row]:
@@ -228,7 +257,8 @@ def _names(tokenizers: Sequence[str]) -> list[str]:
 def plot_sweep(rows: Sequence[Mapping[str, Any]], *paths: Path) -> None:
     """Draw each metric over the number of steps, a line for each tokenizer and start, and the time.
 
-    A decoder that has but one row is a level line, since its images do not depend on the steps.
+    A decoder that has but one row is a level line, since its images do not depend on the steps. With several amounts of
+    noise on the latents they take the place of the steps, with a line for each number of steps, and without the time.
 
     Args:
         rows: of `sweep_steps`.
@@ -243,7 +273,9 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], *paths: Path) -> None:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'uniflow[report]'") from error
     titles = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_per_image": "ms an image"}
-    columns = [key for key in rows[0] if key not in ("tokenizer", "start", "steps", "time_ratio", "gflop")]
+    over = "latent_noise" if len({row.get("latent_noise") for row in rows}) > 1 else "steps"
+    left_out = {"tokenizer", "start", "steps", "latent_noise", "time_ratio", "gflop"}
+    columns = [key for key in rows[0] if key not in left_out | ({"ms_per_image"} if over == "latent_noise" else set())]
     names = list(dict.fromkeys(row["tokenizer"] for row in rows))
     ticks = sorted({row["steps"] for row in rows})
     # The same rows give the same file, and a dollar in a name is a dollar.
@@ -254,10 +286,16 @@ def plot_sweep(rows: Sequence[Mapping[str, Any]], *paths: Path) -> None:
                 for start in dict.fromkeys(row["start"] for row in rows if row["tokenizer"] == name):
                     if column == "ms_per_image" and start == "zero" and _has_both(rows, name):
                         continue  # a start costs nothing
-                    _line(axis, [r for r in rows if (r["tokenizer"], r["start"]) == (name, start)], column, number)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.set_xlabel("sampler steps")
+                    own = [r for r in rows if (r["tokenizer"], r["start"]) == (name, start)]
+                    if over == "latent_noise":
+                        for count in dict.fromkeys(row["steps"] for row in own):
+                            _line(axis, [r for r in own if r["steps"] == count], column, number, over)
+                    else:
+                        _line(axis, own, column, number, over)
+            if over == "steps":
+                axis.set_xscale("log", base=2)
+                axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.set_xlabel("sampler steps" if over == "steps" else "noise on the latents, standard deviations")
             axis.set_title(titles.get(column, column), fontsize=10)
             axis.grid(color="#d5d9de", linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
@@ -274,11 +312,14 @@ def _has_both(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
     return {"zero", "random"} <= {row["start"] for row in rows if row["tokenizer"] == name}
 
 
-def _line(axis: Any, rows: Sequence[Mapping[str, Any]], column: str, number: int) -> None:
+def _line(axis: Any, rows: Sequence[Mapping[str, Any]], column: str, number: int, over: str) -> None:
     start, color = rows[0]["start"], f"C{number % 10}"
     label = rows[0]["tokenizer"] + ("" if start == ANY_START else f", {start} start")
-    if start == ANY_START:
+    if start == ANY_START and over == "steps":
         axis.axhline(rows[0][column], color=color, linestyle=":", label=label)
         return
-    style = {"linestyle": "--", "markerfacecolor": "white"} if start == "zero" else {}
-    axis.plot([r["steps"] for r in rows], [r[column] for r in rows], marker="o", color=color, label=label, **style)
+    style: dict[str, Any] = {"linestyle": "--", "markerfacecolor": "white"} if start == "zero" else {}
+    if over == "latent_noise" and start != ANY_START:
+        style["alpha"] = max(0.3, 1 / rows[0]["steps"] ** 0.5)
+        label += f", {rows[0]['steps']} steps"
+    axis.plot([r[over] for r in rows], [r[column] for r in rows], marker="o", color=color, label=label, **style)
