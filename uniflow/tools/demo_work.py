@@ -294,8 +294,8 @@ def generate_pictures(
     if any(len(word) > MOST_CHARACTERS for word in words):
         raise ValueError(f"A prompt has at most {MOST_CHARACTERS} characters.")
     values = generator.condition.parse([words[i % len(words)] for i in range(total)]) if words else None
-    options = {"seed": checked("The seed", seed, 0, MOST_SEED), "steps": checked("Steps", steps, 1, MOST_STEPS)}
-    images = generator.sample(values, total, guidance=float(guidance), batch_size=4, **options)
+    number, passes = checked("The seed", seed, 0, MOST_SEED), checked("Steps", steps, 1, MOST_STEPS)
+    images = generator.sample(values, total, seed=number, steps=passes, guidance=float(guidance), batch_size=4)
     return list(to_uint8(images))
 
 
