@@ -40,7 +40,9 @@ def results(project, run="run"):
 
 
 def test_a_run_leaves_a_generator_that_sample_uses(recipe, uniflow, project):
-    assert uniflow("fit", "-c", recipe, "--run", "run").code == 0
+    fitted = uniflow("fit", "-c", recipe, "--run", "run")
+    assert fitted.code == 0
+    assert "PictureSpace: its pictures come within" in fitted.err
     assert {"best.ckpt", "last.ckpt", "generator"} <= {path.name for path in (project / "run").iterdir()}
     tested = uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last")
     assert tested.code == 0, tested.err

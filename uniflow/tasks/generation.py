@@ -20,7 +20,7 @@ from uniflow.evaluation.probing import validation_features
 from uniflow.generators import DiT, Generator, LatentGenerator, LatentSpace
 from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
-from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for
+from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for, psnr
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.base import Stage, Task
 from uniflow.tasks.start import train_batches
@@ -153,7 +153,18 @@ class GenerationTask(Task):
         self.tokenizer.to(self.device)
         self.condition.check_data(data_of(self.trainer))
         if not self.space.is_fitted:
-            self.space.fit(self._decoded(-(-self.space.fit_images // self.trainer.world_size)))
+            self._fit_space()
+
+    @torch.no_grad()
+    def _fit_space(self) -> None:
+        """Fit it, and say how near its pictures come to those of the whole latents: "space/psnr", of the first batch."""
+        self.space.fit(self._decoded(-(-self.space.fit_images // self.trainer.world_size)))
+        latents, whole = next(self._decoded(1))
+        kept = decode_latents(self.tokenizer, self.space.inverse(self.space(latents)), range(len(latents)), 0)
+        value = float(psnr(kept, whole).mean())
+        rank_zero_info(f"{type(self.space).__name__}: its pictures come within {value:.1f} dB of the whole latents'")
+        if self.trainer.logger is not None:
+            self.trainer.logger.log_metrics({"space/psnr": value}, step=0)
 
     def _decoded(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Latents of the first training images, at least `count` on each process, and what they are decoded to."""
