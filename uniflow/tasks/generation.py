@@ -157,7 +157,7 @@ class GenerationTask(Task):
 
     @torch.no_grad()
     def _fit_space(self) -> None:
-        """Fit it, and say how near its pictures come to those of the whole latents: "space/psnr", of the first batch."""
+        """Fit it, and say how near its pictures come to those of whole latents, on the first batch: "space/psnr"."""
         self.space.fit(self._decoded(-(-self.space.fit_images // self.trainer.world_size)))
         latents, whole = next(self._decoded(1))
         kept = decode_latents(self.tokenizer, self.space.inverse(self.space(latents)), range(len(latents)), 0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from uniflow.core.files import printable
@@ -235,18 +236,24 @@ class ImageFiles(Dataset):
         name = os.fsdecode(self.names[int(index)])
         path = os.path.join(self.folder, name)  # several times faster than pathlib
         try:
-            image = read_image(path, name, self.train_crop.min_side if self.training else None, self.max_pixels)
+            sample: dict[str, object] = {"image": self.read(path, name, index)}
         except ImageReadError as error:
             self.skip_log.add(self.split, path, error.reason)
             return None
-        if self.training:
-            image = self.train_crop(image, sample_generator(self.seed, index), getattr(index, "size", None))
-        else:
-            image = self.eval_crop(image)
-        sample: dict[str, object] = {"image": image}
         if self.targets is not None:
             sample["label"] = int(self.targets[int(index)])
         return sample if self.training else sample | {"name": printable(name)}
+
+    def read(self, path: str, name: str, index: int) -> Tensor:
+        """The crop of a file, (3, H, W).
+
+        Raises:
+            ImageReadError: if it cannot be read.
+        """
+        image = read_image(path, name, self.train_crop.min_side if self.training else None, self.max_pixels)
+        if self.training:
+            return self.train_crop(image, sample_generator(self.seed, index), getattr(index, "size", None))
+        return self.eval_crop(image)
 
 
 def name_to_unit(name: str) -> float:

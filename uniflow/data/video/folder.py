@@ -9,16 +9,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from uniflow.core.files import printable
 from uniflow.data.collate import collate
-from uniflow.data.images.folder import ImageFolder
+from uniflow.data.images.folder import ImageFiles, ImageFolder
 from uniflow.data.images.listing import walk_images
-from uniflow.data.images.reading import ImageReadError
 from uniflow.data.sampler import sample_generator
 from uniflow.data.video.files import EXTENSIONS, VideoReadError, import_av
 from uniflow.data.video.reading import read_frames, video_info
@@ -59,7 +55,7 @@ class ClipFolder(ImageFolder):
             root: the folder.
             size: side of the square frames in a batch, in pixels.
             length: frames T of a clip.
-            stride: every so-manieth frame of the file is one of the clip.
+            stride: every n-th frame of the file is one of the clip.
             rate: frames a second that files are brought to first, by leaving out or repeating; None takes each
                 file's own. A folder of frames has 25.
             val: as for `ImageFolder`.
@@ -103,50 +99,21 @@ class ClipFolder(ImageFolder):
             clips[name] = status.st_dev << 64 | status.st_ino
         return clips
 
-    def make_dataset(self, split: str) -> ClipFiles:  # type: ignore[override]  # clips, not images
-        return ClipFiles(self, split, *self.split_members(split), training=split == "train")
+    def make_dataset(self, split: str) -> ClipFiles:
+        return ClipFiles(self, split, *self.split_members(split), split == "train")
 
-    def make_plain_train_dataset(self) -> ClipFiles:  # type: ignore[override]
-        return ClipFiles(self, "train", *self.split_members("train"), training=False)
+    def make_plain_train_dataset(self) -> ClipFiles:
+        return ClipFiles(self, "train", *self.split_members("train"), False)
 
 
-class ClipFiles(Dataset):
+class ClipFiles(ImageFiles):
     """The cropped clips of one split; None for a clip that cannot be read."""
 
-    def __init__(
-        self,
-        module: ClipFolder,
-        split: str,
-        folder: Path,
-        names: list[str],
-        classes: list[str] | None,
-        training: bool,
-    ) -> None:
-        self.folder, self.split, self.training = folder, split, training
-        self.names = np.array([os.fsencode(name) for name in names])
-        numbers = {name: i for i, name in enumerate(module.class_names or [])}
-        self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
-        self.seed, self.skip_log = module.seed, module.skip_log
-        self.train_crop, self.eval_crop, self.max_pixels = module.train_crop, module.eval_crop, module.max_pixels
+    def __init__(self, module: ClipFolder, *split: Any) -> None:
+        super().__init__(module, *split)
         self.length, self.stride, self.rate = module.length, module.stride, module.rate
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> dict[str, object] | None:
-        name = os.fsdecode(self.names[int(index)])
-        path = os.path.join(self.folder, name)
-        try:
-            frames = self._read(path, index)
-        except ImageReadError as error:
-            self.skip_log.add(self.split, path, error.reason)
-            return None
-        sample: dict[str, object] = {"image": frames}
-        if self.targets is not None:
-            sample["label"] = int(self.targets[int(index)])
-        return sample if self.training else sample | {"name": printable(name)}
-
-    def _read(self, path: str, index: int) -> Tensor:
+    def read(self, path: str, name: str, index: int) -> Tensor:
         """The frames of a clip in their common crop, (T, 3, H, W); only cropped frames are kept."""
         info, generator = video_info(path), sample_generator(self.seed, index)
         seconds = ((self.length - 1) * self.stride + 1) / (self.rate or info.rate)

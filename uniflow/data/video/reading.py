@@ -44,7 +44,7 @@ def read_frames(
         path: the video file; or the folder, whose images come in the natural order of their names (2 before 10), at
             25 a second.
         start: seconds after the first frame.
-        stride: every so-manieth frame is given.
+        stride: every n-th frame is given.
         length: most frames to give; None is all.
         rate: frames a second: at each time k / rate the frame that is then shown, before `stride` counts. None gives
             every frame as it is.
