@@ -42,7 +42,7 @@ class Monitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # A generator's batches may hold cached latents in place of images.
+        # A generator's batches may hold cached latents instead of images.
         self._images += len(batch["image"] if "image" in batch else batch["latent"]) * trainer.world_size
         if is_logged_step(trainer, ahead=0):
             if pl_module.device.type == "cuda":

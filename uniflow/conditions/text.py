@@ -33,7 +33,7 @@ class TextCondition(Condition):
             model of transformers. Nothing is unpickled, and no code that comes with a model is run.
         width: channels of the vector.
         token_width: channels of a token.
-        max_tokens: the tokens of a text after so many are cut off.
+        max_tokens: tokens of a text beyond this number are cut off.
         dropout: share of training samples without text.
         dtype: of the text encoder's weights.
         revision: branch, tag or commit on the hub.

@@ -26,7 +26,7 @@ class ClipFolder(ImageFolder):
     With classes there is "label", in validation and test "name", each for every frame.
 
     A folder of frames is one that holds two or more images directly; their names are sorted naturally (2 before 10).
-    Splits, classes and names are those of `ImageFolder`, of clips in place of images. Of every clip an epoch has
+    Splits, classes and names are those of `ImageFolder`, of clips instead of images. Of every clip an epoch has
     `length` frames in one crop: in training from a random time on, in evaluation from the middle. Clips that cannot be
     read, that break off or that are too short are named in the log of skipped images.
     """
