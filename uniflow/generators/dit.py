@@ -64,7 +64,7 @@ class DiT(LatentGenerator):
         internal_weight: weight of the loss of a second output layer, which predicts the same after the first
             `internal_depth` blocks; 0 makes none.
         internal_depth: number of these blocks; None is half of all, at least 1.
-        head_width: channels of a `WideHead` in place of the output layer, a multiple of `width / num_heads`; 0 is none.
+        head_width: channels of a `WideHead` instead of the output layer, a multiple of `width / num_heads`; 0 is none.
         head_depth: number of its blocks, above 0 with a head.
 
     Raises:

@@ -28,7 +28,7 @@ class MAR(LatentGenerator):
 
     Training hides a random share of the latents. Sampling begins with none, and adds sets of them in random order, few
     at first. Of the paper's two stacks, an encoder of the known and a decoder of all latents, this is one that reads a
-    learned vector in place of a missing latent; the condition drives its norms.
+    learned vector instead of a missing latent; the condition drives its norms.
 
     Args:
         latent: spec of the latents.

@@ -54,7 +54,7 @@ class Generator(nn.Module):
             raise ValueError(f"the generator makes {network.latent}, the tokenizer has {tokenizer.bottleneck.spec}")
         self.tokenizer, self.network, self.condition = tokenizer, network, condition
         self.grid = (int(grid[0]), int(grid[1]))
-        self._checked_guide: list[Generator] = []  # in a list, so that it is no part of this module
+        self._checked_guide: list[Generator] = []  # in a list, so that it is not a part of this module
 
     @torch.no_grad()
     def sample(
