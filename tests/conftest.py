@@ -1,5 +1,6 @@
 """One thread a process: two OpenMP threads beside a busy core run many times slower. And fixtures of all tests."""
 
+import _imp
 import os
 from collections.abc import Iterator
 
@@ -13,11 +14,24 @@ torch.set_num_threads(1)
 
 from cli_fixtures import fit_parser, project, resolve, uniflow  # noqa: E402, F401
 
+# What Lightning leaves in the environment of a process that has trained.
+LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "GLOBAL_RANK", "RANK")
+
 
 @pytest.fixture(autouse=True)
-def _no_process_group_is_left() -> Iterator[None]:
-    """A process group that a test leaves open would be taken for their own by the processes that a later test forks:
-    its threads are not in them, so their first collective would wait for ever."""
+def _nothing_of_a_launch_is_left() -> Iterator[None]:
+    """What a test leaves open must not reach the processes that a later test forks.
+
+    They take a process group for their own though its threads are not in them, and with the port of an earlier group's
+    store they find the addresses of processes that are gone: either way they wait for ever.
+    """
+    before = {name: os.environ.get(name) for name in LAUNCHED}
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    assert not _imp.lock_held(), "this test has left the import lock taken: threads that import would wait for ever"

@@ -41,7 +41,7 @@ def test_fit_resume_and_test(uniflow: Uniflow) -> None:
     assert not any("lora" in name or "base_layer" in name for name in tensors)
     finished(uniflow, "test", "-c", f"{halves}/config.yaml", "--ckpt_path", "last")
     results = json.loads((halves / "test_results.json").read_text())
-    assert f"{results['test/psnr']:.2f}" in (halves / "tokenizer" / "README.md").read_text()
+    assert str(results["test/psnr"]) in (halves / "tokenizer" / "README.md").read_text()
 
 
 def test_swaps(project: Path, resolve: Callable[..., dict[str, Any]]) -> None:

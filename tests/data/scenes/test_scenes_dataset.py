@@ -41,6 +41,19 @@ def test_epochs_bring_new_scenes_only_if_asked() -> None:
     assert torch.equal(fresh[later]["image"], ScenesDataset(0, 100)[9]["image"])
 
 
+def test_fewer_objects_leave_the_rest_of_the_scene_as_it_was() -> None:
+    fields = ("boxes", "instances", "caption")
+    whole, alone = (ScenesDataset(0, 20, fields=fields, max_objects=count) for count in (5, 1))
+    for one, other in zip(whole, alone, strict=True):
+        assert one["label"] == other["label"]
+        assert torch.equal(one["boxes"][:1], other["boxes"])
+        main = one["instances"] == 1
+        assert torch.equal(main, other["instances"] == 1)
+        assert other["instances"].max() == 1
+        same = (one["image"] == other["image"]).all(0)[main]
+        assert same.float().mean() > 0.9  # but for its edge, through which others shine
+
+
 def test_end_of_the_dataset() -> None:
     dataset = ScenesDataset(0, 3)
     assert torch.equal(dataset[-1]["image"], dataset[2]["image"])
@@ -55,6 +68,7 @@ def test_end_of_the_dataset() -> None:
         ({"train_length": 0}, "length must be at least 1"),
         ({"size": 4}, "at least 16 pixels"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"max_objects": 6}, "max_objects must be 1 to 5, not 6"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments: dict[str, Any], message: str) -> None:

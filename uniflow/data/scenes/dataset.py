@@ -1,6 +1,7 @@
 """Scenes as a map-style dataset and as a data module."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from uniflow.data.base import SPLITS, ImageDataModule
 from uniflow.data.collate import collate
 from uniflow.data.scenes.language import caption, questions
 from uniflow.data.scenes.renderer import Renderer, Rendering
-from uniflow.data.scenes.scene import sample_scene
+from uniflow.data.scenes.scene import MAX_OBJECTS, sample_scene
 from uniflow.data.scenes.shapes import CLASS_NAMES
 
 FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "questions", "clip")
@@ -43,6 +44,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         frames: number of frames T of a clip.
         fresh_epochs: whether every epoch has new scenes; the epoch is part of the index (see `SampleIndex`).
         named: whether samples have a "name", such as "scene 000012".
+        max_objects: most objects of a scene, 1 to 5; the nearest ones are kept, and all else of the scene is as it was.
 
     Raises:
         ValueError: if an argument is out of range or a field is unknown.
@@ -58,6 +60,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         frames: int = 8,
         fresh_epochs: bool = False,
         named: bool = False,
+        max_objects: int = MAX_OBJECTS,
     ) -> None:
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
@@ -65,7 +68,10 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         for argument, value, least in (("seed", seed, 0), ("length", length, 1), ("frames", frames, 1)):
             if value < least:
                 raise ValueError(f"Scenes: {argument} must be at least {least}, not {value}")
+        if not 1 <= max_objects <= MAX_OBJECTS:
+            raise ValueError(f"Scenes: max_objects must be 1 to {MAX_OBJECTS}, not {max_objects}")
         self.seed, self.length, self.stream, self.frames = seed, length, stream, frames
+        self.max_objects = max_objects
         self.fields = frozenset(fields)
         self.fresh_epochs, self.named = fresh_epochs, named
         self.renderer = Renderer(size)
@@ -79,6 +85,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         epoch = getattr(index, "epoch", 0) if self.fresh_epochs else 0
         number = int(index) % self.length + epoch * self.length
         scene = sample_scene(self.seed, number, self.stream, self.renderer.extent)
+        scene = replace(scene, objects=scene.objects[: self.max_objects])
         rendering = self.renderer.render(scene)
         sample: dict[str, Any] = {"image": torch.from_numpy(rendering.image), "label": rendering.label}
         for field in ("mask", "depth", "instances"):
@@ -121,6 +128,7 @@ class Scenes(ImageDataModule):
         fields: Sequence[str] = (),
         frames: int = 8,
         fresh_epochs: bool = True,
+        max_objects: int = MAX_OBJECTS,
     ) -> None:
         """
         Args:
@@ -134,6 +142,7 @@ class Scenes(ImageDataModule):
             fields: what a sample holds besides "image" and "label".
             frames: number of frames of a clip.
             fresh_epochs: whether every training epoch has new scenes; False repeats those of the first epoch.
+            max_objects: most objects of a scene, 1 to 5, the nearest ones; with 1 only the one that "label" names.
 
         Raises:
             ValueError: if an argument is out of range or a field is unknown.
@@ -144,6 +153,7 @@ class Scenes(ImageDataModule):
         self.fields = tuple(fields)
         self.frames = frames
         self.fresh_epochs = fresh_epochs
+        self.max_objects = max_objects
         self.class_names = list(CLASS_NAMES)
         for split in SPLITS:
             self.make_dataset(split)  # checks the arguments now
@@ -158,6 +168,7 @@ class Scenes(ImageDataModule):
             frames=self.frames,
             fresh_epochs=self.fresh_epochs and split == "train",
             named=split != "train",
+            max_objects=self.max_objects,
         )
 
 
