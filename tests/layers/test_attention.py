@@ -1,9 +1,11 @@
 """Attention over a grid: positions are relative, masks hide, and cross-attention starts at zero."""
 
+import warnings
+
 import pytest
 import torch
 
-from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, rotary_angles, rotate
+from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, attend, rotary_angles, rotate
 
 
 def test_rotation_keeps_lengths_and_depends_on_differences_only():
@@ -35,6 +37,32 @@ def test_attention_sees_positions():
     angles = rotary_angles((2, 3), 8, x.device)
     assert attention(x, angles).shape == x.shape
     assert not torch.allclose(attention(x, angles)[:, 2:], attention(swapped, angles)[:, 2:], atol=1e-4)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_attention_in_bfloat16_is_near_that_in_float32(grad):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    mask = torch.rand(2, 1, 1, 5) < 0.7
+    mask[..., 0] = True
+    exact = attend(q, k, v, mask)
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        rounded = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), exact, atol=2e-2, rtol=2e-2)
+    if grad:
+        gradients = (torch.autograd.grad(output.float().square().sum(), (q, k, v)) for output in (exact, rounded))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(other, one, atol=0.1, rtol=0.05)
+
+
+def test_no_warning_of_mixed_types_under_autocast():
+    attention, cross = GridAttention(16, 2), CrossAttention(16, 6, 2)
+    x = torch.randn(1, 6, 16)
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        attention(x, rotary_angles((2, 3), 8, x.device))
+        cross(x, torch.randn(1, 4, 6), None)
 
 
 def test_cross_attention_starts_at_zero_and_obeys_its_mask():

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.layers.adaln import zero_linear
+from uniflow.layers.precision import full_precision, without_autocast
 
 
 def rotary_angles(grid: tuple[int, int], head_dim: int, device: torch.device) -> Tensor:
@@ -34,6 +35,18 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of (B, heads, N, d), with a mask that broadcasts to (B, heads, N, keys), True where a key is seen.
+
+    On CPUs training computes it in float32: torch's backward pass in bfloat16 takes up to nine times as long.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    with without_autocast(q.device):
+        q, k, values = (full_precision(x) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, values, attn_mask=mask).to(v.dtype)
+
+
 class GridAttention(nn.Module):
     """Self-attention with normalised queries and keys (RMSNorm, arXiv 2302.05442) and rotary positions.
 
@@ -52,8 +65,8 @@ class GridAttention(nn.Module):
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         """Tokens (B, N, width) and their angles (N, head_dim / 2) -> (B, N, width)."""
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
-        q, k = (rotate(norm(x), angles).to(v.dtype) for norm, x in ((self.norm_q, q), (self.norm_k, k)))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        q, k = (rotate(norm(full_precision(x)), angles) for norm, x in ((self.norm_q, q), (self.norm_k, k)))
+        attended = attend(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
 
 
@@ -77,9 +90,9 @@ class CrossAttention(nn.Module):
         """Tokens (B, N, width), context (B, T, context_width) and its mask (B, T), True where a token is."""
         q = rearrange(self.q(x), "b n (heads d) -> b heads n d", heads=self.num_heads)
         k, v = rearrange(self.kv(context), "b t (two heads d) -> two b heads t d", two=2, heads=self.num_heads)
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k = (norm(full_precision(x)).to(v.dtype) for norm, x in ((self.norm_q, q), (self.norm_k, k)))
         allowed = None if mask is None else mask[:, None, None]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        attended = attend(q, k, v, allowed)
         return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
 
 
