@@ -56,7 +56,7 @@ def test_losses_are_those_of_before(name, tmp_path):
         log_every_n_steps=1,
     )  # fmt: skip
     trainer.fit(make_task(), make_data())
-    # Sums are ordered differently on other CPUs, and Adam magnifies that from step to step: with AVX-512 instead of AVX2
-    # the losses differ by less than 2e-4 in three steps, by 4e-3 in the fourth.
+    # Sums are ordered differently on other CPUs, and Adam magnifies that from step to step: with AVX-512 instead of
+    # AVX2 the losses differ by less than 2e-4 in three steps, by 4e-3 in the fourth.
     assert record.losses[:3] == pytest.approx(GOLDEN[name][:3], rel=2e-4)
     assert record.losses[3:] == pytest.approx(GOLDEN[name][3:], rel=1e-2)
