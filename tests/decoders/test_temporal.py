@@ -65,7 +65,8 @@ def test_one_frame_is_the_image_decoder_bit_for_bit_whatever_was_learned(image_d
     assert torch.equal(decode(learned, latents, noise), expected)  # images
     found = decode(learned, latents, noise, frames=6).unflatten(0, (2, 6))
     assert torch.equal(found[:, 0], expected.unflatten(0, (2, 6))[:, 0])  # first frames
-    assert torch.equal(decode(learned, latents[:1], noise[:1], frames=1, memory={}), expected[:1])
+    alone = decode(image_decoder, latents[:1], noise[:1])  # not of the batch: CPUs add in another order there
+    assert torch.equal(decode(learned, latents[:1], noise[:1], frames=1, memory={}), alone)
     assert (found[:, 1:] - expected.unflatten(0, (2, 6))[:, 1:]).abs().amax(dim=(2, 3, 4)).min() > 1e-3
 
 

@@ -56,6 +56,7 @@ def test_it_starts_by_predicting_zero():
         {"head_width": 24, "head_depth": 1},
         {"head_width": 24, "head_depth": 2},
         {"head_width": 32, "head_depth": 1},
+        {"positions": "both"},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -30,7 +30,7 @@ from uniflow.generators.base import LatentGenerator
 from uniflow.generators.dit_layers import DiTBlock, OutputLayer, WideHead, modulated
 from uniflow.layers.adaln import TimeEmbedding, zero_linear
 from uniflow.layers.attention import rotary_angles
-from uniflow.layers.grid import to_image, to_tokens
+from uniflow.layers.grid import PositionEmbedding, to_image, to_tokens
 from uniflow.layers.precision import full_dtype, full_precision, without_autocast
 
 
@@ -66,6 +66,8 @@ class DiT(LatentGenerator):
         internal_depth: number of these blocks; None is half of all, at least 1.
         head_width: channels of a `WideHead` instead of the output layer, a multiple of `width / num_heads`; 0 is none.
         head_depth: number of its blocks, above 0 with a head.
+        positions: "rotary", in attention only, or "both", with a sine-cosine embedding added to each token (arXiv
+            2212.09748): rotary positions alone tell how far two tokens are apart, not where in the image they are.
 
     Raises:
         ImportError: if "dopri5" lacks torchdiffeq.
@@ -93,6 +95,7 @@ class DiT(LatentGenerator):
         internal_depth: PositiveInt | None = None,
         head_width: NonNegativeInt = 0,
         head_depth: NonNegativeInt = 0,
+        positions: Literal["rotary", "both"] = "rotary",
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 4:
@@ -115,6 +118,7 @@ class DiT(LatentGenerator):
         self.steps, self.method, self.guidance, self.tolerance = steps, method, guidance, tolerance
         self.guidance_interval = (guidance_interval[0], guidance_interval[1])
         self.input_proj = nn.Linear(latent.channels, width)
+        self.positions = PositionEmbedding(width) if positions == "both" else None
         self.time_embed = TimeEmbedding(width)
         self.condition_proj = nn.Linear(condition.width, width)
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio, condition.token_width) for _ in range(depth))
@@ -152,6 +156,8 @@ class DiT(LatentGenerator):
         angles = rotary_angles((rows, columns), self.head_dim, x_t.device)
         noisy = to_tokens(x_t)
         tokens = self.input_proj(noisy)
+        if self.positions is not None:
+            tokens = self.positions(tokens, (rows, columns))
         condition = (self.time_embed(t) + self.condition_proj(conditioning.vector))[:, None]
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
