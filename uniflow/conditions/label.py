@@ -28,8 +28,7 @@ class LabelCondition(Condition):
         super().__init__()
         self.num_classes, self.dropout = num_classes, dropout
         self.spec = ConditionSpec(width)
-        self.embedding = nn.Embedding(num_classes + 1, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.embedding = nn.Embedding(num_classes + 1, width)  # of unit variance: smaller ones drown in the time's vector
 
     def forward(self, values: Tensor | None, dropped: Tensor) -> Conditioning:
         if values is None:
