@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from uniflow.cli.early import refuse_unknown_options
 from uniflow.cli.errors import UserError
 from uniflow.core.exit_codes import BAD_INPUT, INTERRUPTED
 
@@ -147,6 +148,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return load_function(command, RECIPE_TOOLS[command][0])(rest)
     if command in TOOLS:
+        refuse_unknown_options(TOOLS[command][0], rest)
         from uniflow.cli.tools import run_tool
 
         return run_tool(command, TOOLS[command][0], rest)

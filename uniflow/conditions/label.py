@@ -28,7 +28,8 @@ class LabelCondition(Condition):
         super().__init__()
         self.num_classes, self.dropout = num_classes, dropout
         self.spec = ConditionSpec(width)
-        self.embedding = nn.Embedding(num_classes + 1, width)  # of unit variance: smaller ones drown in the time's vector
+        # Of unit variance: beside the vector of the time a small one would not be heard.
+        self.embedding = nn.Embedding(num_classes + 1, width)
 
     def forward(self, values: Tensor | None, dropped: Tensor) -> Conditioning:
         if values is None:
