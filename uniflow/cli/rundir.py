@@ -156,15 +156,14 @@ class RunFolder:
 
     def undo(self) -> None:
         """Put back what a fit has written that was refused before its first step: the old config.yaml, or none."""
-        if not self._saved:
-            return
-        if self._old_config is None:
+        if self.lock.held:  # else another process may be writing here
+            for events in set(self.path.glob(EVENTS)) - self._events:
+                events.unlink()
+        if self._saved and self._old_config is None:
             (self.path / CONFIG).unlink(missing_ok=True)
-        else:
+        elif self._saved and self._old_config is not None:
             with replacing(self.path / CONFIG) as new:
                 new.write_bytes(self._old_config)
-        for events in set(self.path.glob(EVENTS)) - self._events:
-            events.unlink()
 
     def saver(self) -> Callback:
         """The callback that writes config.yaml once everything has been built."""
