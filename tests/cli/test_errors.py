@@ -112,9 +112,7 @@ def test_too_little_memory_is_one_line_with_advice(uniflow: Uniflow, project: Pa
     result = uniflow(*RECIPE, "--model.decoder", f"tight.{decoder}", "--run", "runs/tight")
     assert result.code == 1
     assert said in result.error
-    assert (
-        "; take smaller batches (--data.batch_size; --trainer.accumulate_grad_batches makes up for it)" in result.error
-    )
+    assert "; take a smaller --data.batch_size (and --trainer.accumulate_grad_batches)" in result.error
     assert "(trace: runs/tight/error.log)" in result.error
 
 

@@ -63,6 +63,15 @@ def make(params=None) -> torch.optim.Optimizer:
 """
 
 
+LEAVING = """import sys
+from lightning.pytorch import Callback
+
+class Leaving(Callback):
+    def on_train_batch_start(self, *args):
+        sys.exit(0)
+"""
+
+
 @pytest.mark.parametrize("case", BAD_FILES)
 def test_bad_recipe(uniflow: Uniflow, project: Path, case: str) -> None:
     content, expected = BAD_FILES[case]
@@ -93,6 +102,9 @@ def test_pipes_do_not_hang(uniflow: Uniflow, project: Path) -> None:
 def test_module_that_exits_is_not_success(uniflow: Uniflow, project: Path) -> None:
     Path("exiting.py").write_text("import sys\nsys.exit(0)\n")
     assert "exiting ended the program: sys.exit(0)" in uniflow(*RECIPE, "--model.decoder", "exiting.Some").error
+    Path("leaving.py").write_text(LEAVING)
+    line = uniflow(*RECIPE, "--trainer.callbacks", "leaving.Leaving").error
+    assert "leaving ended the program: sys.exit(0)" in line
 
 
 OPTIONS = {
@@ -134,18 +146,29 @@ def test_bad_checkpoints(uniflow: Uniflow, run: Path) -> None:
     with zipfile.ZipFile("zip.ckpt", "w") as file:
         file.writestr("a/data.pkl", "hello")
     torch.save({"some": 1}, "other.ckpt")
+    os.mkfifo("pipe.ckpt")
+    Path("device.ckpt").symlink_to("/dev/null")
     config = str(run / "config.yaml")
-    for name in ("half", "text", "folder", "zip", "other"):
-        for command in ("fit", "test"):
-            result = uniflow(command, "-c", config, "--ckpt_path", f"{name}.ckpt")
+    (run / ".lock").unlink()  # it names the process
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in ("fit", "test"):
+        for name in ("half", "text", "folder", "zip", "other", "pipe", "device"):
+            result = uniflow(command, "-c", config, "--ckpt_path", f"{name}.ckpt", "--model.eval_steps", "[2]")
             assert "checkpoint" in result.error, name
             assert result.code == 2
+        if command == "fit":
+            (run / ".lock").unlink()
+            assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_state_of_another_optimizer(uniflow: Uniflow, run: Path) -> None:
     options = ("--ckpt_path", "last", "--model.optimizer", "torch.optim.SGD", "--trainer.max_steps", "3")
+    config = (run / "config.yaml").read_text()
+    files = sorted(path.name for path in run.iterdir())
     line = uniflow("fit", "-c", str(run / "config.yaml"), *options).error
     assert "optimizer is torch.optim.SGD" in line
+    assert (run / "config.yaml").read_text() == config
+    assert sorted(path.name for path in run.iterdir()) == files
 
 
 def test_a_copied_run_leaves_the_old_one_alone(uniflow: Uniflow, run: Path) -> None:
@@ -218,6 +241,10 @@ TOOLS = {
     "device": (["reconstruct", "a.png", "--device", "cuda"], "no GPU"),
     "steps": (["evaluate", "embedded", "--images", "a.png", "--steps", "1000000000"], "--steps must lie between"),
     "no image": (["evaluate", "embedded", "--images", "a.png"], "not one image can be read"),
+    "empty list": (["evaluate", "embedded", "--images", ""], "--images is empty"),
+    "empty argument": (["summary", ""], "an argument is empty"),
+    "empty folder": (["consolidate", "a.png", ""], "an argument is empty"),
+    "empty option": (["reconstruct", "a.png", "--out="], "--out is empty"),
     "results": (["report", "broken"], "broken/test_results.json is not valid JSON"),
     "grid": (["ablate", "grid.yaml", "--dry_run"], "1,000,000 points of the grid are more than 10,000"),
     "seeds": (["ablate", "seeds.yaml", "--dry_run"], "20,000 seeds are more than 10,000"),

@@ -61,7 +61,8 @@ def test_of_two_that_start_together_one_runs(project):
     running.wait()
 
 
-def test_a_refused_fit_leaves_no_folder(uniflow, project):
-    result = uniflow("fit", "-c", "recipe.yaml", "--run", "runs/new", "--data.batch_size", "0")
+@pytest.mark.parametrize("option", [["--data.batch_size", "0"], ["--model.init_from", "no.ckpt"]])
+def test_a_refused_fit_leaves_no_folder(uniflow, project, option):
+    result = uniflow("fit", "-c", "recipe.yaml", "--run", "runs/new", *option)
     assert result.code == 2
     assert not Path("runs/new").exists()

@@ -150,7 +150,11 @@ SCHEDULE = "expected a finite number >= 0 or a class such as Schedule"
         (["--model.distillation_weight", "-1"], f"model.distillation_weight: {SCHEDULE}, got '-1'"),
         (["--model.distillation_weight=-.inf"], f"model.distillation_weight: {SCHEDULE}, got '-.inf'"),
         (["--model.encoder.depth", "0"], "model.encoder.depth: expected an integer >= 1, got '0'"),
-        (["--model.eval_steps", "[0]"], "model.eval_steps: expected a list, each an integer >= 1, got '[0]'"),
+        (["--model.eval_steps", "[0]"], "model.eval_steps: expected a list, each an integer from 1 to 10,000, got"),
+        (["--model.eval_steps", "[1000000000]"], "an integer from 1 to 10,000, got '[1000000000]'"),
+        (["--data.num_workers", "100000"], "Scenes: num_workers must be at most 1,024, not 100000"),
+        (["--data.train_length", "1" + "0" * 19], "Scenes: length must be at most 1,000,000,000,000, not"),
+        (["--data.size", "100000"], "size must be at most 4096 pixels, got 100000 x 100000"),
         (["--ema.decay", "1"], "ema.decay: expected a number in [0, 1), got '1'"),
         (["--model.optimizer.eps=.inf"], "AdamW.eps must be finite, got inf"),
         (

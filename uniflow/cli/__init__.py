@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from uniflow.cli.early import refuse_unknown_options
-from uniflow.cli.errors import UserError
+from uniflow.cli.errors import UserError, who_stopped
 from uniflow.core.exit_codes import BAD_INPUT, INTERRUPTED
 
 # Lightning's entry points: name -> what it does.
@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if _of_the_parser(stop):
             raise
-        print(f"uniflow: error: {_who_stopped(stop)} ended the program: sys.exit({stop.code})", file=sys.stderr)
+        print(f"uniflow: error: {who_stopped(stop)} ended the program: sys.exit({stop.code})", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("uniflow: interrupted; nothing was saved since the last checkpoint", file=sys.stderr)
@@ -121,12 +121,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _of_the_parser(stop: SystemExit) -> bool:
     """Whether --help or --print_config ended the program; a module of the user's may have called sys.exit, too."""
-    return _who_stopped(stop).split(".")[0] in ("argparse", "jsonargparse", "lightning", "uniflow")
-
-
-def _who_stopped(stop: SystemExit) -> str:
-    *_, (frame, _) = traceback.walk_tb(stop.__traceback__)
-    return str(frame.f_globals.get("__name__", "a module"))
+    return who_stopped(stop).split(".")[0] in ("argparse", "jsonargparse", "lightning", "uniflow")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import Any
 
@@ -21,7 +21,7 @@ from uniflow import callbacks
 from uniflow.callbacks.preemption import Preempted
 from uniflow.cli import progress
 from uniflow.cli.checkpoint import BestCheckpoint, LastCheckpoint
-from uniflow.cli.errors import UserError, memory_advice, raised_here, user_error_types, user_errors
+from uniflow.cli.errors import UserError, memory_advice, raised_here, user_error_types, user_errors, who_stopped
 from uniflow.cli.parser import Parser
 from uniflow.cli.precision import warn_if_slow
 from uniflow.cli.quiet import quiet
@@ -46,6 +46,7 @@ GENERAL_CALLBACKS: dict[str, type[Callback]] = {
     "results": callbacks.ResultsFile,
 }
 
+LONGEST_LINE = 300  # characters of an error that is not the user's; the log has all of it
 _RESTORING = "checkpoint_connector"  # Lightning's module that restores checkpoints
 
 # Imported so that their classes are known by their short names.
@@ -213,15 +214,18 @@ class UniflowCLI(LightningCLI):
                 raise
             raise self._failure(subcommand, error) from error
         finally:
+            if not (self.watch.training or self.trainer.state.finished):
+                with suppress(OSError):
+                    self.folder.undo()
             self.folder.lock.release()
 
     def _failure(self, subcommand: str, error: Exception) -> UserError:
         """An error of the program or the machine as one line, its trace in the run's folder."""
         log = write_trace(self.folder.path, error, self.trainer.global_rank)
         go_on = f"; {self.folder.how_to_go_on()}" if subcommand == "fit" else ""
-        advice = memory_advice(error)
-        said = one_line(error, 300 if advice else 1000)
-        return UserError(f"{type(error).__name__}: {said}{advice} (trace: {log}){go_on}", FAILED)
+        name, rest = type(error).__name__, f"{memory_advice(error)} (trace: {log}){go_on}"
+        said = one_line(error, max(80, LONGEST_LINE - len(name) - len(rest)))
+        return UserError(f"{name}: {said}{rest}", FAILED)
 
     @contextmanager
     def run_errors(self) -> Iterator[None]:
@@ -229,8 +233,9 @@ class UniflowCLI(LightningCLI):
         try:
             with self._restore_errors():
                 yield
-        except SystemExit:
-            if self.trainer.state.status == TrainerStatus.INTERRUPTED:  # Lightning turns Ctrl-C into exit code 1
+        except SystemExit as stop:
+            by_lightning = who_stopped(stop).startswith("lightning")  # it turns Ctrl-C into exit code 1
+            if by_lightning and self.trainer.state.status == TrainerStatus.INTERRUPTED:
                 raise KeyboardInterrupt from None
             raise
         except NoSpaceError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -78,8 +79,8 @@ def memory_advice(error: BaseException) -> str:
     if not on_gpu and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
         return ""
     return (
-        "; take smaller batches (--data.batch_size; --trainer.accumulate_grad_batches makes up for it) or images, or "
-        "--model.activation_checkpointing true; `uniflow plan` says what a fit takes"
+        "; take a smaller --data.batch_size (and --trainer.accumulate_grad_batches) or smaller images; `uniflow plan` "
+        "says what a fit takes"
     )
 
 
@@ -89,6 +90,12 @@ def raised_here(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "uniflow"
+
+
+def who_stopped(stop: SystemExit) -> str:
+    """The module that called `sys.exit`."""
+    *_, (frame, _) = traceback.walk_tb(stop.__traceback__)
+    return str(frame.f_globals.get("__name__", "a module"))
 
 
 def user_error_types() -> tuple[type[Exception], ...]:

@@ -20,11 +20,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from uniflow.cli.checkpoint import AtomicCheckpointIO, LastCheckpoint
 from uniflow.cli.errors import UserError
 from uniflow.core.atomic import existing, recover, replacing
+from uniflow.core.files import open_regular
 from uniflow.core.lock import FolderLock
 from uniflow.sharding.checkpoint import is_sharded_checkpoint
 from uniflow.training.trainer import is_dry_run
 
 CONFIG = "config.yaml"
+EVENTS = "events.out.tfevents.*"
 SHORTHANDS = ("last", "best")
 # The run's last checkpoint if it has one, else a fresh start.
 AUTO = "auto"
@@ -62,12 +64,16 @@ class RunFolder:
         if file is not None:
             raise UserError(f"--run {self.path}: {file} is a file, not a folder")
         self.lock = FolderLock(self.path)
+        self._events: set[Path] = set()
+        self._old_config: bytes | None = None
+        self._saved = False
 
     def prepare(self) -> None:
         """Check that the folder and the checkpoint are as the command needs them."""
         checkpoint = self.config.get("ckpt_path")
         if self.command == "fit" and _process_rank() == 0:
             self._lock()
+            self._events = set(self.path.glob(EVENTS))
             for name in SHORTHANDS:
                 recover(self.path / f"{name}.ckpt")
             recover(self.path / CONFIG)
@@ -121,7 +127,7 @@ class RunFolder:
             raise UserError(f"--ckpt_path {checkpoint}: there is no checkpoint {path}")
         if self.command != "fit":  # a fit has moved it back, or its first process does
             path = available
-        if not (is_sharded_checkpoint(available) if available.is_dir() else zipfile.is_zipfile(available)):
+        if not (is_sharded_checkpoint(available) if available.is_dir() else _is_archive(available)):
             raise UserError(f"--ckpt_path {checkpoint}: {path} is not a checkpoint")
         if available.is_dir() and self.command == "fit" and not self._shards():
             raise UserError(
@@ -148,6 +154,17 @@ class RunFolder:
             settings["logger"] = _TensorBoard(str(self.path))
         return settings
 
+    def undo(self) -> None:
+        """Put back what a fit has written that was refused before its first step: the old config.yaml, or none."""
+        if self.lock.held:  # else another process may be writing here
+            for events in set(self.path.glob(EVENTS)) - self._events:
+                events.unlink()
+        if self._saved and self._old_config is None:
+            (self.path / CONFIG).unlink(missing_ok=True)
+        elif self._saved and self._old_config is not None:
+            with replacing(self.path / CONFIG) as new:
+                new.write_bytes(self._old_config)
+
     def saver(self) -> Callback:
         """The callback that writes config.yaml once everything has been built."""
         return _SaveConfig(self)
@@ -156,6 +173,9 @@ class RunFolder:
         """Write config.yaml: all options, with nothing left to a default; the checkpoint to resume from is left out."""
         config = self.config.clone()
         config.ckpt_path = None
+        old = self.path / CONFIG
+        self._old_config = old.read_bytes() if old.is_file() else None
+        self._saved = True
         with replacing(self.path / CONFIG) as new:
             self.parser.save(config, str(new), skip_unset=False, overwrite=True, multifile=False)
 
@@ -205,11 +225,24 @@ class StageWatch(Callback):
     """Knows whether the first batch has been reached: errors before it are the user's to fix."""
 
     running = False
+    training = False
 
     def _start(self, *args: Any, **kwargs: Any) -> None:
         self.running = True
 
-    on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _start
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.running = self.training = True
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, as torch.save writes them; a named pipe or a device is not opened."""
+    try:
+        with open_regular(path) as file:
+            return zipfile.is_zipfile(file)
+    except OSError as error:
+        raise UserError(f"the checkpoint {error}") from error
 
 
 def _process_rank() -> int:

@@ -38,6 +38,7 @@ def complete_words(parser: Any, words: Sequence[str]) -> list[str]:
         name, equals, value = words[position].partition("=")
         position += 1
         action = options.get(name) if name.startswith("-") else None
+        _refuse_empty(action, words, position - 1)
         if action is None:
             is_flag = _is_inner(options, name) and not equals and not _values(words[position : position + 1])
             done.append(f"{name}=true" if is_flag else words[position - 1])
@@ -47,6 +48,24 @@ def complete_words(parser: Any, words: Sequence[str]) -> list[str]:
         done += completed or [words[position - 1]]
         position += 0 if equals else used
     return done
+
+
+def _refuse_empty(action: Any, words: Sequence[str], position: int) -> None:
+    """Refuse an empty path: it would mean the current directory.
+
+    Raises:
+        UserError: naming the option.
+    """
+    name, equals, value = words[position].partition("=")
+    if action is None:
+        is_value = position > 0 and words[position - 1].startswith("-")
+        if not words[position].strip() and not is_value:
+            raise UserError("an argument is empty: name a path")
+        return
+    kinds = _kinds(getattr(action, "_typehint", None))
+    values = [value] if equals else _values(words[position + 1 :])
+    if values and not all(text.strip() for text in values) and any(Path in (kind, _element(kind)) for kind in kinds):
+        raise UserError(f"{name} is empty: name a path, or leave it out")
 
 
 def check_flags(config: Namespace, words: Sequence[str], completed: Sequence[str]) -> None:

@@ -27,6 +27,11 @@ class FolderLock:
         self._file: IO[str] | None = None
         self._made_folder = False
 
+    @property
+    def held(self) -> bool:
+        """Whether this process holds it; False where the file system knows no locks."""
+        return self._file is not None
+
     def acquire(self) -> str | None:
         """Take the lock, and make the folder if needed.
 

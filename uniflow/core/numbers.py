@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from jsonargparse.typing import register_type
 
+MOST_STEPS = 10_000  # of a sampler
+
 
 class _Named(type):
     """Classes that `--help` shows by their name alone."""
@@ -84,6 +86,7 @@ def ranged(name: str, kind: type, text: str, contains: Callable[[float], bool]) 
 if TYPE_CHECKING:
     PositiveInt = int
     NonNegativeInt = int
+    SamplerSteps = int
     Int2 = int
     FiniteFloat = float
     PositiveFloat = float
@@ -95,6 +98,9 @@ if TYPE_CHECKING:
 else:
     PositiveInt = ranged("int >= 1", int, "an integer >= 1", lambda x: x >= 1)
     NonNegativeInt = ranged("int >= 0", int, "an integer >= 0", lambda x: x >= 0)
+    SamplerSteps = ranged(
+        "int in [1, 10000]", int, f"an integer from 1 to {MOST_STEPS:,}", lambda x: 1 <= x <= MOST_STEPS
+    )
     Int2 = ranged("int >= 2", int, "an integer >= 2", lambda x: x >= 2)
     FiniteFloat = ranged("finite float", float, "a finite number", lambda x: True)
     PositiveFloat = ranged("float > 0", float, "a finite number > 0", lambda x: x > 0)
@@ -103,6 +109,23 @@ else:
     UnitFloatBelow1 = ranged("float in [0, 1)", float, "a number in [0, 1)", lambda x: 0 <= x < 1)
     CosineFloat = ranged("float in [-1, 1]", float, "a number in [-1, 1]", lambda x: -1 <= x <= 1)
     PercentFloat = ranged("float in [0, 100]", float, "a number in [0, 100]", lambda x: 0 <= x <= 100)
+
+
+def check_ranges(owner: str, numbers: Mapping[str, tuple[float, float, float]]) -> None:
+    """Refuse numbers outside of a range, where a type alone would not say enough.
+
+    Args:
+        owner: whose numbers they are, for the message.
+        numbers: by name, the number, the least and the most that it may be.
+
+    Raises:
+        ValueError: naming owner, number, value and the end of the range that it is beyond.
+    """
+    for name, (value, least, most) in numbers.items():
+        if value < least:
+            raise ValueError(f"{owner}: {name} must be at least {least}, not {value}")
+        if value > most:
+            raise ValueError(f"{owner}: {name} must be at most {most:,}, not {value}")
 
 
 class CheckedNumbers:

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from uniflow.core.distributed import world_size
+from uniflow.core.numbers import check_ranges
 from uniflow.data.collate import collate
 from uniflow.data.errors import DataError
 from uniflow.data.position import TrainPosition
@@ -68,9 +69,12 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: if a number is out of range.
         """
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if value < least:
-                raise ValueError(f"{type(self).__name__}: {name} must be at least {least}, not {value}")
+        numbers = {
+            "batch_size": (batch_size, 1, 2**20),
+            "num_workers": (num_workers, 0, 1024),
+            "seed": (seed, 0, 2**63),
+        }
+        check_ranges(type(self).__name__, numbers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

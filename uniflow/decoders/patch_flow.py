@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uniflow.core.numbers import FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+from uniflow.core.numbers import (
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SamplerSteps,
+    UnitFloat,
+)
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
@@ -87,7 +95,7 @@ class PatchFlowDecoder(PixelDecoder):
         end_point_mass: UnitFloat = 0.0,
         condition_dropout: UnitFloat = 0.0,
         guidance: NonNegativeFloat = 1.0,
-        steps: PositiveInt = 1,
+        steps: SamplerSteps = 1,
         step_schedule: Literal["linear", "power"] = "linear",
         step_power: PositiveFloat = 1.0,
         start: Literal["random", "zero"] = "random",

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from uniflow.core.numbers import MOST_STEPS
+
 
 def sample_times(
     shape: tuple[int, ...],
@@ -65,10 +67,10 @@ def step_times(steps: int, *, schedule: Literal["linear", "power"] = "linear", p
         power: exponent of the power schedule; 1 is linear, below 1 lengthens the first steps.
 
     Raises:
-        ValueError: for fewer than one step or a power that is not positive.
+        ValueError: for fewer than one step, more than `MOST_STEPS`, or a power that is not positive.
     """
-    if steps < 1:
-        raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"a sampler takes from 1 to {MOST_STEPS:,} steps, not {steps}")
     if power <= 0:
         raise ValueError(f"the power of a step schedule must be positive, got {power}")
     exponent = 1 / power if schedule == "power" else 1.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.conditions import Conditioning, join
-from uniflow.core.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
+from uniflow.core.numbers import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, SamplerSteps, UnitFloat
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import (
     data_to_velocity,
@@ -85,7 +85,7 @@ class DiT(LatentGenerator):
         prediction: Literal["velocity", "data"] = "velocity",
         shift: PositiveFloat | Literal["auto"] = "auto",
         uniform_share: UnitFloat = 0.1,
-        steps: PositiveInt = 50,
+        steps: SamplerSteps = 50,
         method: Literal["euler", "heun", "dopri5"] = "euler",
         tolerance: PositiveFloat = 1e-3,
         guidance: NonNegativeFloat = 1.0,

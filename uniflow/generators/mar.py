@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from uniflow.conditions import Conditioning, join
-from uniflow.core.numbers import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat, UnitFloatBelow1
+from uniflow.core.numbers import (
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SamplerSteps,
+    UnitFloat,
+    UnitFloatBelow1,
+)
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import euler, guide, interpolate, sample_times, step_times, velocity_target
 from uniflow.generators.base import LatentGenerator
@@ -68,8 +75,8 @@ class MAR(LatentGenerator):
         mask_std: PositiveFloat = 0.25,
         repeats: PositiveInt = 4,
         uniform_share: UnitFloat = 0.1,
-        steps: PositiveInt = 64,
-        flow_steps: PositiveInt = 50,
+        steps: SamplerSteps = 64,
+        flow_steps: SamplerSteps = 50,
         guidance: NonNegativeFloat = 1.0,
         guidance_schedule: Literal["linear", "constant"] = "linear",
     ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from uniflow import callbacks
 from uniflow.bottleneck import Bottleneck, MLPBottleneck
 from uniflow.bottleneck.layers import last_features
-from uniflow.core.numbers import NonNegativeFloat, PositiveInt
+from uniflow.core.numbers import NonNegativeFloat, SamplerSteps
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import EncoderSpec, LatentSpec
 from uniflow.decoders.base import PixelDecoder
@@ -96,7 +96,7 @@ class TokenizerTask(Task):
         distill_prefix_tokens: bool = False,
         encoder_lr_multiplier: NonNegativeFloat = 1.0,
         noise_tau: NonNegativeFloat = 0.0,
-        eval_steps: Sequence[PositiveInt] = (1,),
+        eval_steps: Sequence[SamplerSteps] = (1,),
         pixel_losses: list[PixelLoss] | None = None,
         protocol: ReconstructionProtocol | None = None,
         start: Literal["random", "regression"] | Regression = "random",

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import Dataset, default_collate
 
+from uniflow.core.numbers import MOST_STEPS
 from uniflow.data.base import ImageDataModule, ResumableDataLoader
 from uniflow.data.images.listing import list_images
 from uniflow.data.images.reading import ImageReadError, read_image
@@ -21,7 +22,6 @@ from uniflow.layers.cpu import onednn_is_faster, use_onednn
 from uniflow.tokenizer import Tokenizer
 
 LARGEST = 2**16  # pixels of a side, and images of a batch
-MOST_STEPS = 10_000  # of the sampler
 
 
 def evaluation_batches(

@@ -127,7 +127,7 @@ def look(
     side = model.encoder.spec.image_size if size is None else size
     pixels = read_image(image)
     if side:
-        pixels = resize_short_side(pixels, side)
+        pixels = resize_short_side(pixels, side, str(image))
     original = first_encoder(model) if teacher else None
     result = look_at(model, pixels.to(picked), layers, patch, original, steps)
     result.save(out)

@@ -80,7 +80,7 @@ def reconstruct(
                 score, report = (result["psnr"], result["ssim"]), describe(result)
             else:
                 image = read_image(path)
-                image = resize_short_side(image, side) if side else image
+                image = resize_short_side(image, side, str(path)) if side else image
                 score = _reconstruct_one(model, image.to(picked), target, seed, **options)
                 report = f"PSNR {score[0]:.2f} dB, SSIM {score[1]:.4f}, {image.shape[2]} x {image.shape[1]}"
         except ImageReadError as error:

@@ -133,7 +133,7 @@ def _pieces(frames: _Tolerant, side: int) -> Iterator[tuple[list[float], Tensor]
     images: list[Tensor] = []
     for frame in frames:
         times.append(frame.time)
-        images.append(resize_short_side(frame.image, side) if side else frame.image)
+        images.append(resize_short_side(frame.image, side, "a frame") if side else frame.image)
         if len(images) >= max(1, min(MOST, PIXELS // images[0][0].numel())):
             yield times, torch.stack(images)
             times, images = [], []

@@ -16,7 +16,7 @@ from uniflow.core.atomic import replacing
 from uniflow.core.pixels import to_uint8
 from uniflow.generators import Generator
 from uniflow.pictures.drawing import rows_to_grid, save_picture
-from uniflow.tools.common import MOST_STEPS, check_numbers, pick_device
+from uniflow.tools.common import check_numbers, pick_device
 
 IN_GRID = 64  # images
 MOST_IMAGES = 10**7
@@ -83,13 +83,13 @@ def sample(
     if npz is not None and npz.suffix != ".npz":
         raise ValueError(f"--npz must end in .npz, got {npz}")
     model = Generator.from_pretrained(generator, text_encoder=text_encoder).to(pick_device(device))
-    _check_size(model, generator, steps)
+    _check_size(model, generator)
     if guidance_from is not None:
         model.network.guide_from(guidance_from)
     weak: Generator | None = None
     if autoguide is not None:
         weak = Generator.from_pretrained(autoguide, text_encoder=text_encoder).to(pick_device(device))
-        _check_size(weak, autoguide, steps)
+        _check_size(weak, autoguide)
     values = _values(model, words, prompt, total)
     share = range(rank * total // processes, (rank + 1) * total // processes)
     options = {"seed": seed, "steps": steps, "guidance": guidance, "autoguide": weak, "batch_size": batch_size}
@@ -114,7 +114,7 @@ def _values(model: Generator, classes: list[str], prompt: str | None, count: int
     return model.condition.parse([words[number % len(words)] for number in range(count)]) if words else None
 
 
-def _check_size(model: Generator, folder: Path, steps: int | None) -> None:
+def _check_size(model: Generator, folder: Path) -> None:
     """Refuse a generator whose config asks for more than anybody samples.
 
     Raises:
@@ -123,9 +123,6 @@ def _check_size(model: Generator, folder: Path, steps: int | None) -> None:
     height, width = (side * model.tokenizer.patch_size for side in model.grid)
     if height * width > MOST_PIXELS:
         raise ValueError(f"{folder} makes images of {height} x {width} pixels, more than {MOST_PIXELS:,} in all")
-    own = getattr(model.network, "steps", None)
-    if steps is None and isinstance(own, int) and own > MOST_STEPS:
-        raise ValueError(f"{folder} takes {own:,} sampler steps, more than {MOST_STEPS:,}: give --steps")
 
 
 def _batches(model: Generator, values: Any, share: range, options: dict[str, Any]) -> Iterator[tuple[int, Tensor]]:

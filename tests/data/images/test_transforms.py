@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
+from uniflow.data.images.reading import ImageReadError
 from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop, _resize, resize_short_side
 from uniflow.data.sampler import SampleIndex, sample_generator
 
@@ -87,6 +88,9 @@ def test_the_centre_is_kept() -> None:
     assert 60 < zoomed[0].min() < 70
     assert CenterCrop(8)(torch.zeros(3, 2, 3_000_000, dtype=torch.uint8)).shape == (3, 8, 8)
     assert resize_short_side(gradient(50, 75), 20).shape == (3, 20, 30)
+    for size, side in (((1, 300), 32), ((300, 1), 2), ((8, 8), 10_000)):  # gigabytes, if they were thousands
+        with pytest.raises(ImageReadError, match=r"a.png: .* pixels would be enlarged to .*; take a smaller size"):
+            resize_short_side(torch.zeros(3, *size, dtype=torch.uint8), side, "a.png")
 
 
 @pytest.mark.parametrize(

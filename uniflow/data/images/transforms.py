@@ -10,6 +10,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
+from uniflow.core.numbers import check_ranges
+from uniflow.data.images.reading import ImageReadError
+
+THIN = 64  # an image more than so many times as long as wide is a strip, which is not enlarged
+MOST_SIDE = 2**14  # pixels of a crop
+MOST_ENLARGED = 2**26  # pixels that a small image is enlarged to
+
 
 class Rectangle(NamedTuple):
     """A part of an image, in pixels."""
@@ -68,6 +75,7 @@ class RandomResizedCrop:
         """
         if size < 1:
             raise ValueError(f"the crop's size must be at least 1 pixel, not {size}")
+        check_ranges("the crop", {"size": (size, 1, MOST_SIDE)})
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"the crop's scale must satisfy 0 < low <= high <= 1, not {tuple(scale)}")
         if not 0 < ratio[0] <= ratio[1]:
@@ -123,6 +131,7 @@ class CenterCrop:
         """
         if size < 1:
             raise ValueError(f"the crop's size must be at least 1 pixel, not {size}")
+        check_ranges("the crop", {"size": (size, 1, MOST_SIDE)})
         if not 0 < crop <= 1:
             raise ValueError(f"the centre crop's share must be in (0, 1], not {crop}")
         self.size, self.crop = size, crop
@@ -140,9 +149,23 @@ class CenterCrop:
         return CropPlan(middle, resized, _central(*resized, self.size, self.size))
 
 
-def resize_short_side(image: Tensor, side: int) -> Tensor:
-    """Resize (..., H, W) with antialiasing, so that the short side has `side` pixels and the aspect ratio stays."""
-    return _resize(image, *_short_side_size(image.shape[-2], image.shape[-1], side))
+def resize_short_side(image: Tensor, side: int, name: str = "the image") -> Tensor:
+    """Resize (..., H, W) with antialiasing, so that the short side has `side` pixels and the aspect ratio stays.
+
+    Args:
+        image: to be resized.
+        side: of the result in pixels.
+        name: of the image in errors.
+
+    Raises:
+        ImageReadError: if a thin strip, or an image beyond `MOST_ENLARGED` pixels, would come of enlarging it.
+    """
+    height, width = image.shape[-2:]
+    new = _short_side_size(height, width, side)
+    if side > min(height, width) and (max(new) > THIN * side or new[0] * new[1] > MOST_ENLARGED):
+        what = f"{width} x {height} pixels would be enlarged to {new[1]} x {new[0]}"
+        raise ImageReadError(name, f"{what}; take a smaller size, or crop it first")
+    return _resize(image, *new)
 
 
 def _short_side_size(height: int, width: int, side: int) -> tuple[int, int]:

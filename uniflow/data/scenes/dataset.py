@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from uniflow.core.numbers import check_ranges
 from uniflow.data.base import SPLITS, ImageDataModule
 from uniflow.data.collate import collate
 from uniflow.data.scenes.language import caption, questions
@@ -65,9 +66,8 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
             raise ValueError(f"Scenes has no field {', '.join(unknown)}; it has {', '.join(FIELDS)}")
-        for argument, value, least in (("seed", seed, 0), ("length", length, 1), ("frames", frames, 1)):
-            if value < least:
-                raise ValueError(f"Scenes: {argument} must be at least {least}, not {value}")
+        numbers = {"seed": (seed, 0, 2**63), "length": (length, 1, 10**12), "frames": (frames, 1, 10_000)}
+        check_ranges("Scenes", numbers)
         if not 1 <= max_objects <= MAX_OBJECTS:
             raise ValueError(f"Scenes: max_objects must be 1 to {MAX_OBJECTS}, not {max_objects}")
         self.seed, self.length, self.stream, self.frames = seed, length, stream, frames

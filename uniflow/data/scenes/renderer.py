@@ -19,6 +19,8 @@ from uniflow.data.scenes.scene import (
 from uniflow.data.scenes.shapes import CLASS_NAMES, SHAPES
 from uniflow.data.scenes.textures import TILE, grain_tile, pattern
 
+MOST_SIDE = 4096  # pixels; the drawing is finer, and in memory as float32
+
 Array = NDArray[np.floating]
 _SHAPE_FUNCTIONS = tuple(SHAPES[name] for name in CLASS_NAMES)
 _RELIEF = 0.15  # metres by which the middle of an object bulges towards the camera
@@ -85,6 +87,8 @@ class Renderer:
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < 16 or max(height, width) > 4 * min(height, width):
             raise ValueError(f"size must be at least 16 pixels and at most 4 : 1, got {height} x {width}")
+        if max(height, width) > MOST_SIDE:
+            raise ValueError(f"size must be at most {MOST_SIDE} pixels, got {height} x {width}")
         self.height, self.width, self.short = height, width, min(height, width)
         self.extent = (height / self.short, width / self.short)
         # Objects extend beyond the frame; on a wider canvas no window has to be clipped.

@@ -181,6 +181,8 @@ class PairDataset(Dataset):
                 raise ImageReadError(
                     target, f"{sizes[1][0]} x {sizes[1][1]} pixels, its image {path} has {sizes[0][0]} x {sizes[0][1]}"
                 )
+            if self.whole and self.split != "train":
+                sample["image"] = resize_short_side(sample["image"], self.size, path)
         except ImageReadError as error:
             if self.refuse:
                 raise DataError(f"{error}; repair or remove it, or set broken: skip") from error
@@ -188,9 +190,7 @@ class PairDataset(Dataset):
             return None
         if self.split == "train":
             return self.train_crop(sample, sample_generator(self.seed, index), getattr(index, "size", None))
-        if self.whole:
-            sample["image"] = resize_short_side(sample["image"], self.size)
-        else:
+        if not self.whole:
             sample = self.eval_crop(sample)
         return sample | {"name": printable(name)}
 
