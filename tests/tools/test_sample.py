@@ -17,7 +17,7 @@ from uniflow.generators import DiT, Generator
         (
             lambda c: c["network"]["init_args"].update(steps=10**9),
             (),
-            "steps must be an integer from 1 to 10,000, got 1000000000",
+            "steps must be an integer from 1 to 10,000, not 1000000000",
         ),
         (lambda c: None, ("--count", "9" * 400), "--count must be at least 1 and at most 10,000,000"),
     ],
