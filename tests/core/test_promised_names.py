@@ -81,3 +81,15 @@ def test_an_unknown_name_of_a_moved_module_is_an_attribute_error():
 def test_the_package_itself_imports_no_torch():
     program = "import uniflow, sys; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_tokenizer_is_used_without_what_training_needs():
+    """Imports are most of the time that the first image takes."""
+    heavy = ("lightning", "torchmetrics", "transformers", "scipy", "sklearn", "pandas", "matplotlib", "tensorboard")
+    program = (
+        "import sys, torch; from uniflow import Tokenizer; "
+        "Tokenizer.from_pretrained('embedded').encode(torch.zeros(1, 3, 32, 32)); "
+        f"loaded = [name for name in {heavy!r} if name in sys.modules]; assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
