@@ -60,8 +60,9 @@ def test_power_schedule():
     assert step_times(4, schedule="power", power=1.0) == [0, 0.25, 0.5, 0.75, 1]
     expected = [1 - ((4 - i) / 4) ** (1 / 0.25) for i in range(5)]
     assert step_times(4, schedule="power", power=0.25) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="at least 1 step"):
-        step_times(0)
+    for steps in (0, 10_001):
+        with pytest.raises(ValueError, match=f"from 1 to 10,000 steps, not {steps}"):
+            step_times(steps)
     with pytest.raises(ValueError, match="positive"):
         step_times(2, schedule="power", power=0)
 
