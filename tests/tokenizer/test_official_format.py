@@ -121,7 +121,7 @@ def test_the_sampling_steps_of_the_config_are_the_decoders(tmp_path):
     default = tokenizer.decode(latents, noise=noise)
     assert torch.equal(default, tokenizer.decode(latents, noise=noise, steps=4))
     assert not torch.equal(default, tokenizer.decode(latents, noise=noise, steps=1))
-    with pytest.raises(ValueError, match="steps must be an integer >= 1"):
+    with pytest.raises(ValueError, match="steps must be an integer from 1 to 10,000"):
         built(steps=0)
 
 

@@ -193,7 +193,7 @@ def test_bad_tiles_are_refused(tokenizer):
         ({"overlap": 2}, "are of tiles"),
         ({"global_context": True}, "are of tiles"),
         ({"tile": 2, "noise": torch.randn(1, 3, 8, 8)}, "images' size 32 x 32"),
-        ({"tile": 2, "steps": 0}, "at least 1 step"),
+        ({"tile": 2, "steps": 0}, "from 1 to 10,000 steps"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -105,7 +105,7 @@ def test_bad_input_is_refused_in_one_line():
         (lambda: tokenizer.encode(torch.rand(1, 1, 16, 16)), "RGB"),
         (lambda: tokenizer.decode(latents[:, :4]), r"latents must be \(B, 8, h, w\)"),
         (lambda: tokenizer.decode(latents, noise=torch.rand(1, 3, 8, 8)), "images' shape"),
-        (lambda: tokenizer.decode(latents, steps=0), "at least 1 step"),
+        (lambda: tokenizer.decode(latents, steps=0), "from 1 to 10,000 steps"),
         (lambda: tokenizer.features(torch.rand(1, 3, 16, 16), layers=[2]), "blocks 0 to 1"),
         (lambda: Tokenizer(tokenizer.encoder, tokenizer.bottleneck, MeanColour(LatentSpec(4, 8))), "expects"),
     ]

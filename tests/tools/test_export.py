@@ -210,7 +210,7 @@ def test_errors(tmp_path, monkeypatch, capsys):
         (["--size", "30"], "multiples of the patch size 8, and at least two of them"),
         (["--size", "8"], "at least two of them"),
         (["--format", "coreml"], "torch, onnx, both"),
-        (["--steps", "0", "--format", "torch", "--size", "16"], "at least 1 step"),
+        (["--steps", "0", "--format", "torch", "--size", "16"], "from 1 to 10,000 steps"),
     ):
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err
