@@ -106,7 +106,10 @@ class OfMachine(MyDecoder):
 """
 
 
-@pytest.mark.parametrize(("decoder", "said"), [("OfGPU", "Tried to allocate 2 GiB."), ("OfMachine", "can't allocate")])
+@pytest.mark.parametrize(
+    ("decoder", "said"),
+    [("OfGPU", "Tried to allocate 2 GiB."), ("OfMachine", "Error: DefaultCPUAllocator: can't allocate memory")],
+)
 def test_too_little_memory_is_one_line_with_advice(uniflow: Uniflow, project: Path, decoder: str, said: str) -> None:
     (project / "tight.py").write_text(TIGHT)
     result = uniflow(*RECIPE, "--model.decoder", f"tight.{decoder}", "--run", "runs/tight")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+# Where in torch's own source a check has failed: "[enforce fail at alloc_cpu.cpp:127] err == 0. ".
+_TORCH_CHECK = re.compile(r"^\[enforce fail at [^\]]*\] .*?\. ")
+
 
 def one_line(error: BaseException, limit: int | None = None) -> str:
-    """An exception's text on one line; the name of its class if it has no text.
+    """An exception's text on one line, without the place in torch's source; the name of its class if it has no text.
 
     Args:
         error: the exception.
         limit: longest text in characters; None keeps all of it.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _TORCH_CHECK.sub("", " ".join(str(error).split())) or type(error).__name__
     return text if limit is None else textwrap.shorten(text, limit, placeholder=" ...")
 
 
