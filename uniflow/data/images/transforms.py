@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 from uniflow.core.numbers import check_ranges
 from uniflow.data.images.reading import ImageReadError
 
-THIN = 64  # an image more than so many times as long as wide is a strip, which is not enlarged
+THIN = 64  # an image more than this many times as long as wide is a strip, which is not enlarged
 MOST_SIDE = 2**14  # pixels of a crop
 MOST_ENLARGED = 2**26  # pixels that a small image is enlarged to
 
