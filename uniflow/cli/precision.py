@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import sys
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 
+from uniflow.layers.cpu import has_slow_bfloat16
+
 # 32-bit floating point; what to use on a CPU without bfloat16 instructions.
 FAST_ON_CPU = "32-true"
-# Capabilities (`torch.backends.cpu.get_cpu_capability`) without bfloat16 instructions: there a linear layer of
-# 512 x 384 x 1536 runs at 12 GFLOP/s in bfloat16 and 75 in float32 (AMD EPYC, AVX2, one thread, 2026-11-26).
-SLOW_BFLOAT16 = ("DEFAULT", "NO AVX", "AVX2")
 
 
 def slow_on_this_cpu(precision: str | int | None) -> bool:
     """Whether this machine's CPU computes in the `Trainer`'s `precision` much more slowly than in float32."""
-    return "bf16" in str(precision) and torch.backends.cpu.get_cpu_capability() in SLOW_BFLOAT16
+    return "bf16" in str(precision) and has_slow_bfloat16()
 
 
 def warn_if_slow(trainer: Trainer) -> None:

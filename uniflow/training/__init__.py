@@ -1,5 +1,6 @@
 """What training shares: schedules, optimizers, parameter groups."""
 
+from uniflow.training.muon import Muon
 from uniflow.training.optimizers import FusedAdamW, parameter_groups
 from uniflow.training.schedules import (
     ConstantSchedule,
@@ -16,6 +17,7 @@ __all__ = [
     "CosineSchedule",
     "FusedAdamW",
     "LinearSchedule",
+    "Muon",
     "Piecewise",
     "Schedule",
     "Warmup",
