@@ -16,6 +16,7 @@ from uniflow.core.atomic import replacing
 from uniflow.evaluation.judging import judge_batch
 from uniflow.metrics import Evaluation, ReconstructionProtocol
 from uniflow.tasks import TokenizerTask
+from uniflow.training.trainer import evaluation_mode
 
 START, SECONDS = "start.json", "seconds_per_step.json"
 UNTIMED = 3  # first steps, which allocate
@@ -31,19 +32,9 @@ class StartPSNR(Callback):
         file = Path(trainer.default_root_dir) / START
         if trainer.global_step > 0 or file.exists() or not isinstance(pl_module, TokenizerTask):
             return
-        pl_module.eval()
-        protocol = ReconstructionProtocol(
-            images=["psnr"], sets=[], features=[], noise_seed=pl_module.protocol.noise_seed
-        )
-        evaluation = Evaluation(protocol, with_sets=False)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for test_batch in data.test_dataloader():
-                images = test_batch["image"].to(pl_module.device)
-                judge_batch(evaluation, pl_module.tokenizer, images, pl_module.tokenizer.encode(images))
-        pl_module.train()
+        found = {"psnr": judged(trainer, pl_module, "test")}
         with replacing(file) as new:
-            new.write_text(json.dumps({"psnr": evaluation.compute()["psnr"]}) + "\n")
+            new.write_text(json.dumps(found) + "\n")
 
 
 class StepSeconds(Callback):
@@ -60,6 +51,59 @@ class StepSeconds(Callback):
         seconds = statistics.median(after - before for before, after in itertools.pairwise(ends))
         with replacing(Path(trainer.default_root_dir) / SECONDS) as new:
             new.write_text(json.dumps({"median": seconds}) + "\n")
+
+
+class Progress(Callback):
+    """Writes down PSNR of validation against seconds of training, without those of validation, and images seen.
+
+    The first entry is of the start, before any step: RUN/progress.json.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, float]] = []
+        self.seconds, self.images, self.since = 0.0, 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if not self.entries:  # not when fit starts: the task's own start comes after the callbacks'
+            self._pause()
+            self._judge(trainer, pl_module)
+            self.since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.images += len(batch["image"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._add(trainer, trainer.callback_metrics["val/psnr"].item())
+        self.since = time.perf_counter()
+
+    def _judge(self, trainer: Trainer, pl_module: TokenizerTask) -> None:
+        self._add(trainer, judged(trainer, pl_module, "val"))
+
+    def _pause(self) -> None:
+        self.seconds += time.perf_counter() - self.since
+
+    def _add(self, trainer: Trainer, decibel: float) -> None:
+        self.entries.append({"seconds": self.seconds, "images": self.images, "psnr": decibel})
+        with replacing(Path(trainer.default_root_dir) / "progress.json") as new:
+            new.write_text(json.dumps(self.entries) + "\n")
+
+
+def judged(trainer: Trainer, task: TokenizerTask, split: str) -> float:
+    """PSNR in dB of a split, one step, by the protocol of `uniflow test`."""
+    protocol = ReconstructionProtocol(images=["psnr"], sets=[], features=[], noise_seed=task.protocol.noise_seed)
+    evaluation = Evaluation(protocol, with_sets=False)
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it at run time
+    with torch.no_grad(), evaluation_mode(task), trainer.precision_plugin.forward_context():
+        for batch in getattr(data, f"{split}_dataloader")():
+            images = batch["image"].to(task.device)
+            judge_batch(evaluation, task.tokenizer, images, task.tokenizer.encode(images))
+    return evaluation.compute()["psnr"]
 
 
 def read_start(run: Path) -> float | None:

@@ -5,7 +5,6 @@ import shutil
 from functools import partial
 
 import pytest
-import timm.optim
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from parallel import ForkedFSDP2, Record, RepeatableFlow, StopAfter, forked, mean_losses, needs_sharding
 from tiny import ENCODER, REGRESSION, fit, same, tiny_scenes, tiny_task
@@ -16,7 +15,9 @@ from uniflow.bottleneck import MLPBottleneck, MultiVQBottleneck, VQBottleneck
 from uniflow.callbacks import EMA, ImageGrid, LatentStatistics, Monitor, TokenizerExport
 from uniflow.cli.checkpoint import LastCheckpoint
 from uniflow.decoders import ConvDecoder, ViTDecoder
+from uniflow.features import StateCache
 from uniflow.losses import Adversarial
+from uniflow.training import Muon
 
 pytestmark = needs_sharding
 FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")
@@ -128,7 +129,7 @@ def test_gathering_in_bfloat16_changes_a_little(tmp_path):
 
 
 PARTS = {
-    "muon": {"optimizer": partial(timm.optim.Muon, lr=1e-3)},
+    "muon": {"optimizer": partial(Muon, lr=1e-3)},
     "conv": {"decoder": partial(ConvDecoder, width=32, min_width=8, groups=8)},
     "vit": {"decoder": partial(ViTDecoder, width=32, depth=2, num_heads=2)},
     "several codebooks": {"bottleneck": partial(MultiVQBottleneck, kmeans_init=False, dead_code_threshold=0)},
@@ -149,6 +150,28 @@ def test_other_parts_train_as_in_one_process(tmp_path, changes):
         return mean_losses(folder, processes)
 
     assert train(2) == pytest.approx(train(1), abs=1e-5)
+
+
+def test_states_from_a_cache_change_nothing(tmp_path):
+    """A sharded encoder has to be run by both processes or by none: here one of them has all states, the other not."""
+    frozen = {"decoder": REGRESSION, "encoder": partial(ENCODER, tune="frozen")}
+
+    def train(folder, processes, **task):
+        folder.mkdir()
+        strategy = {"strategy": ForkedFSDP2(), "devices": processes} if processes > 1 else {}
+        data = tiny_scenes(batch_size=8 // processes, train_length=16, fresh_epochs=False)
+        fit(tiny_task(**frozen, **task), data, folder, steps=6, callbacks=[Record(folder)], **strategy)
+        return mean_losses(folder, processes)
+
+    states = tmp_path / "states"
+    expected = train(tmp_path / "plain", 1)
+    for attempt in ("empty", "some", "all"):
+        cached = train(tmp_path / attempt, 2, state_cache=StateCache(str(states)))
+        assert cached == pytest.approx(expected, abs=1e-5)
+        files = sorted(states.rglob("*.safetensors"))
+        assert len(files) == 16
+        if attempt == "empty":
+            files[0].unlink()
 
 
 def test_a_learnable_codebook_that_writes_its_entries_is_refused(tmp_path):

@@ -107,6 +107,11 @@ class Bottleneck(Part):
             raise ValueError(self._no_shortcut())
 
     @property
+    def layers_read(self) -> tuple[int, ...] | None:
+        """The hidden states that `forward` reads, 0 = first block, the number of blocks = the embeddings; None: any."""
+        return None
+
+    @property
     def needs_calibration(self) -> bool:
         """Whether `calibrate` has to be called before training."""
         return False

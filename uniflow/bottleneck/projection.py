@@ -85,6 +85,10 @@ class ProjectedBottleneck(Bottleneck):
         return normalize_tokens(tokens) if self.normalize_last and self.fusion.normalize is None else tokens
 
     @property
+    def layers_read(self) -> tuple[int, ...]:
+        return self.fusion.indices
+
+    @property
     def needs_calibration(self) -> bool:
         return self.fusion.normalize == "layer"
 

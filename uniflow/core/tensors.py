@@ -27,8 +27,13 @@ def refuse_nonfinite(tensors: Mapping[str, Tensor], source: str | os.PathLike[st
 
 def weights_hash(module: nn.Module) -> str:
     """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names."""
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """`weights_hash` of the module with this state."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

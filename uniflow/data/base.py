@@ -121,6 +121,11 @@ class ImageDataModule(LightningDataModule, ABC):
             return self.trainer.world_size
         return world_size()
 
+    @property
+    def repeats_samples(self) -> bool:
+        """Whether later epochs have training samples of earlier ones, unchanged."""
+        return True
+
     def crops(self) -> dict[str, Any]:
         """Settings of the evaluation crop, for the evaluation protocol's fingerprint."""
         return {"size": self.size}

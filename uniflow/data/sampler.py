@@ -57,9 +57,11 @@ class TrainSampler(DistributedSampler[int]):
     Attributes:
         begin: called when a pass begins, with the epoch that was set; returns the epoch to draw, and how many of its
             positions to skip. None: the epoch that was set, from its start.
+        versions: epochs after which the augmentations of a sample come again; None: every epoch has its own.
     """
 
     begin: Callable[[int], tuple[int, int]] | None = None
+    versions: int | None = None
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, seed: int) -> None:
         # Mixed, because the base class adds the epoch to the seed: epoch 1 of seed 0 must not be epoch 0 of seed 1.
@@ -69,7 +71,8 @@ class TrainSampler(DistributedSampler[int]):
         start = self.begin_pass()
         order = self.order()[start:]
         whole = len(order) // self.num_replicas * self.num_replicas
-        return (SampleIndex(i, self.epoch) for i in order[self.rank : whole : self.num_replicas])
+        version = self.version(self.epoch)
+        return (SampleIndex(i, version) for i in order[self.rank : whole : self.num_replicas])
 
     def begin_pass(self) -> int:
         """Number of positions, over all ranks, that the pass that begins now skips; sets `epoch` to its epoch."""
@@ -77,6 +80,10 @@ class TrainSampler(DistributedSampler[int]):
             return 0
         self.epoch, start = self.begin(self.epoch)
         return start
+
+    def version(self, epoch: int) -> int:
+        """The epoch whose augmentations `epoch` has."""
+        return epoch if self.versions is None else epoch % self.versions
 
     def order(self) -> list[int]:
         """The order of the epoch, as one list for all ranks."""

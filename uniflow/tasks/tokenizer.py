@@ -22,6 +22,7 @@ from uniflow.decoders.patch_flow import PatchFlowDecoder
 from uniflow.distill import Adaptive, FrozenTeacher, LayerWeighting, cosine_distances, image_cosines, tokens_to_match
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
 from uniflow.evaluation.judging import decodings, judge_batch
+from uniflow.features import StateCache
 from uniflow.layers import ExactLinear
 from uniflow.layers.cpu import fuse_attention
 from uniflow.layers.precision import full_precision
@@ -31,6 +32,8 @@ from uniflow.pictures.drawing import pca_basis, pca_image
 from uniflow.sharding.shard import is_sharded
 from uniflow.start import Regression
 from uniflow.tasks.base import Stage, Task
+from uniflow.tasks.cached_states import CachedStates, states_to_keep
+from uniflow.tasks.stages import tokenizer_stages
 from uniflow.tasks.start import prepare, train_parameters
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.latent_noise import augment_latents
@@ -77,6 +80,8 @@ class TokenizerTask(Task):
             bottleneck and decoder: at the rate of random weights it is lost in a few steps.
         train_only: train only the tokenizer's parameters whose names contain this text, such as "decoder" or
             "temporal"; null trains all.
+        state_cache: keeps on disk the hidden states of what is frozen, the encoder or else its teacher, so that crops
+            which come again (`data.crops_per_image`) do not run it.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
     """
 
@@ -84,6 +89,7 @@ class TokenizerTask(Task):
 
     tokenizer: Tokenizer
     teacher: FrozenTeacher
+    _cached_states: CachedStates | None
 
     def __init__(
         self,
@@ -103,6 +109,7 @@ class TokenizerTask(Task):
         shortcut_lr_multiplier: NonNegativeFloat = 0.03,
         latent_feature_weight: NonNegativeFloat = 0.0,
         train_only: str | None = None,
+        state_cache: StateCache | None = None,
         **task: Any,
     ) -> None:
         super().__init__(**task)
@@ -116,6 +123,7 @@ class TokenizerTask(Task):
         self.encoder_lr_multiplier = encoder_lr_multiplier
         self.shortcut_lr_multiplier = shortcut_lr_multiplier
         self.latent_feature_weight, self.train_only = latent_feature_weight, train_only
+        self.state_cache, self._cached_states = state_cache, None
         self.feature_head: ExactLinear | None = None
         self.eval_steps = tuple(eval_steps)
         self.pixel_losses = nn.ModuleList(pixel_losses or [])
@@ -167,6 +175,10 @@ class TokenizerTask(Task):
         # Not on_fit_start: with sharding it comes before a checkpoint is restored.
         if self.global_step == 0 and not self.trainer.ckpt_path and self.init_from is None:
             prepare(self.trainer, self.tokenizer, self.start, self.feature_head, self._first_reconstruction)
+        if self.state_cache is not None:
+            spec, trained = self.tokenizer.encoder.spec, self.encoder_is_trained
+            needed = states_to_keep(self.tokenizer.bottleneck, spec, trained, self.distill_prefix_tokens)
+            self._cached_states = CachedStates(self.state_cache, self.trainer, self.frozen_network, spec, needed)
 
     def _first_reconstruction(self, images: Tensor) -> Tensor:
         """What the first of `eval_steps` makes of images (B, 3, H, W), in [0, 1]."""
@@ -195,7 +207,7 @@ class TokenizerTask(Task):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
-        student = self.tokenizer.encoder(images)
+        student = self.tokenizer.encoder(images) if self.encoder_is_trained else self.frozen_states(images)
         latents, losses = self.tokenizer.bottleneck(student)
         terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
         with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
@@ -204,7 +216,7 @@ class TokenizerTask(Task):
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
         needs_teacher = self.encoder_is_trained and (distills or self.feature_head is not None)
-        teacher = self.teacher(images) if needs_teacher else student  # a frozen student is its own teacher
+        teacher = self.frozen_states(images) if needs_teacher else student  # a frozen student is its own teacher
         if distills:
             terms["distillation"] = strength * self.distillation_loss(student, teacher)
         if self.feature_head is not None:
@@ -217,7 +229,18 @@ class TokenizerTask(Task):
             )
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        if self.state_cache is not None:
+            self.log("train/states_from_cache", self.state_cache.share_found)
         return total
+
+    def frozen_states(self, images: Tensor) -> EncoderOutput:
+        """Hidden states of what is frozen in this training, the encoder or else its teacher, for (B, 3, H, W)."""
+        return (self._cached_states or self.frozen_network)(images)
+
+    @property
+    def frozen_network(self) -> nn.Module:
+        """The encoder if it is frozen, else the teacher."""
+        return self.teacher if self.encoder_is_trained else self.tokenizer.encoder
 
     def decoder_losses(self, latents: Tensor, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The decoder's training losses, not yet weighted, and the pixel losses, which weight themselves.
@@ -353,23 +376,8 @@ class TokenizerTask(Task):
         return True
 
     def stages(self, images: Tensor) -> Iterator[Stage]:
-        tokenizer, pixels, results = self.tokenizer, to_unit_range(images), {}
-
-        def encode() -> None:
-            results["hidden"] = tokenizer.encoder(images)
-
-        def compress() -> None:
-            results["latents"] = tokenizer.bottleneck(results["hidden"])[0]
-
-        yield Stage("encoder", [tokenizer.encoder], encode)
-        yield Stage("bottleneck", [tokenizer.bottleneck], compress)
-        yield Stage("decoder", [tokenizer.decoder], lambda: tokenizer.decoder.loss(results["latents"], pixels))
-        if self.pixel_losses:
-            losses = list(self.pixel_losses)
-            yield Stage("pixel_losses", losses, lambda: [loss(pixels, pixels) for loss in losses])
         distills = self.encoder_is_trained and self.distillation_weight(1.0) > 0
-        teacher = self.teacher.encoder
-        yield Stage("teacher", [teacher], lambda: teacher(images), in_graph=False, in_training=distills)
+        yield from tokenizer_stages(self.tokenizer, list(self.pixel_losses), self.teacher.encoder, distills, images)
 
     def use_full_cost(self) -> None:
         # A schedule may begin or end without a teacher: the plan is for the time when it runs.

@@ -157,6 +157,27 @@ def test_batches_depend_on_seed_and_epoch_but_not_on_workers(flat: Path, workers
     assert not torch.equal(first[1], epochs(6, 0)[0])
 
 
+@pytest.mark.parametrize("buckets", [None, [12, (8, 16)]])
+def test_crops_come_again_after_as_many_epochs_as_an_image_has(tmp_path: Path, buckets: list | None) -> None:
+    for number in range(10):
+        noise = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+
+    def crops(crops_per_image: int | None, epoch: int) -> set[bytes]:
+        data = folder(tmp_path, size=12, batch_size=1, crops_per_image=crops_per_image, buckets=buckets)
+        assert data.repeats_samples == (crops_per_image is not None)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return {image.numpy().tobytes() for batch in loader for image in batch["image"]}
+
+    if buckets is None:
+        assert crops(2, 0) == crops(2, 2) == crops(None, 0)
+        assert crops(2, 1) == crops(2, 3) == crops(None, 1)
+    assert len(set.union(*(crops(2, epoch) for epoch in range(8)))) <= 2 * len(buckets or [12]) * 10
+    assert not crops(2, 0) & crops(2, 1)
+    assert not crops(None, 0) & crops(None, 2)
+
+
 class Reader(LightningModule):
     """Runs the loaders and notes which images pass."""
 

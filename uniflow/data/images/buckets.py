@@ -128,7 +128,7 @@ class BucketSampler(TrainSampler):
         for batch, start in enumerate(range(0, len(order) - self.whole + 1, self.whole), first):
             size = self.buckets.size(epoch, batch, None if aspects is None else aspects[batch])
             for index in order[start + self.rank : start + self.whole : self.num_replicas]:
-                yield SampleIndex(index, epoch, size)
+                yield SampleIndex(index, self.version(epoch), size)
 
     def _order_by_aspect(self, aspects: np.ndarray) -> tuple[list[int], list[int]]:
         """The order of the epoch for all ranks, and the index of each batch's aspect ratio."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from uniflow.core.numbers import PositiveInt
 from uniflow.data.base import ImageDataModule
 from uniflow.data.images.buckets import Buckets, BucketSampler
 from uniflow.data.images.reading import MAX_PIXELS
@@ -36,6 +37,7 @@ class CroppedImages(ImageDataModule):
         flip: float = 0.5,
         center_crop: float = 0.875,
         buckets: list[int | tuple[int, int]] | None = None,
+        crops_per_image: PositiveInt | None = None,
         max_pixels: int = MAX_PIXELS,
         **loading: Any,
     ) -> None:
@@ -48,6 +50,8 @@ class CroppedImages(ImageDataModule):
             center_crop: share of the short side that evaluation keeps.
             buckets: sizes of training batches in pixels, each a height and a width, or one number for a square; each
                 batch has one of them. By default all have `size`. Evaluation always uses `size`.
+            crops_per_image: random crops of each training image, which come again in this many epochs; None: every
+                epoch has new ones. For what is computed once for each crop, such as `state_cache` of `TokenizerTask`.
             max_pixels: images with more pixels than this are skipped and named in the log of skipped images; at most
                 178,956,970, PIL's own limit.
             loading: the arguments of `ImageDataModule`.
@@ -60,18 +64,26 @@ class CroppedImages(ImageDataModule):
             raise ValueError(f"{type(self).__name__}: max_pixels must be in 1 ... {MAX_PIXELS}, not {max_pixels}")
         self.size, self.max_pixels = size, max_pixels
         self.buckets = Buckets(buckets, self.seed) if buckets is not None else None
+        self.crops_per_image = crops_per_image
         self.train_crop = RandomResizedCrop(self.buckets.largest_side if self.buckets else size, scale, ratio, flip)
         self.eval_crop = CenterCrop(size, center_crop)
 
     def crops(self) -> dict[str, Any]:
         return {**super().crops(), "center_crop": self.eval_crop.crop}
 
+    @property
+    def repeats_samples(self) -> bool:
+        return self.crops_per_image is not None
+
     def train_sampler(self, dataset: Dataset) -> TrainSampler:
         """The order of training on a map-style dataset; with buckets, in batches of one size each."""
         if self.buckets is None:
-            return super().train_sampler(dataset)
-        aspects = self.image_aspects()
-        return BucketSampler(dataset, self.world_size, self.rank, self.buckets, self.batch_size, aspects)
+            sampler = super().train_sampler(dataset)
+        else:
+            aspects = self.image_aspects()
+            sampler = BucketSampler(dataset, self.world_size, self.rank, self.buckets, self.batch_size, aspects)
+        sampler.versions = self.crops_per_image
+        return sampler
 
     def image_aspects(self) -> np.ndarray | None:
         """For each training image the index of its aspect ratio in `buckets.aspects`; None: sizes are drawn."""

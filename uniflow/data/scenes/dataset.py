@@ -158,6 +158,10 @@ class Scenes(ImageDataModule):
         for split in SPLITS:
             self.make_dataset(split)  # checks the arguments now
 
+    @property
+    def repeats_samples(self) -> bool:
+        return not self.fresh_epochs
+
     def make_dataset(self, split: str) -> ScenesDataset:
         return ScenesDataset(
             self.seed,

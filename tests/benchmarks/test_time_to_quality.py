@@ -1,0 +1,37 @@
+"""benchmarks/time_to_quality.py from end to end, tiny."""
+
+import itertools
+import json
+
+from test_real import TINY, last_line, parts  # noqa: F401  # a fixture
+
+from benchmarks import time_to_quality
+
+
+def test_variants_are_run_once_and_compared(parts, capfd):  # noqa: F811
+    given = ["--encoder", str(parts / "encoder.safetensors"), "--photographs", str(parts / "photographs")]
+    given += ["--out", str(parts / "out"), "--steps", "10", *TINY, "--trainer.precision", "32-true"]
+    only = ["--only", "recipe", "--only", "recipe, states from a cache"]
+    assert time_to_quality.main([*given, *only]) == 0
+    found = last_line(capfd)
+    assert list(found) == only[1::2]
+    for result in found.values():
+        progress = result["progress"]
+        assert [p["images"] for p in progress] == list(range(0, 81, 8))
+        assert all(before["seconds"] < after["seconds"] for before, after in itertools.pairwise(progress))
+        assert result["reached"]["29 dB"] is None  # noise
+    assert found["recipe"]["test_psnr"] != found["recipe, states from a cache"]["test_psnr"]  # of other crops
+    assert list((parts / "out" / "states").rglob("*.safetensors"))
+    assert "| recipe, states from a cache |" in (parts / "out" / "time_to_quality.md").read_text()
+    assert (parts / "out" / "time_to_quality.png").stat().st_size > 1000
+    assert time_to_quality.main([*given, *only]) == 0
+    assert last_line(capfd) == found
+    assert json.loads((parts / "out" / "time_to_quality.json").read_text()) == found
+
+
+def test_what_it_does_not_know_is_refused(capsys):
+    required = ["--encoder", "x", "--photographs", "y"]
+    assert time_to_quality.main([*required, "--only", "nothing"]) == 2
+    assert "no variant 'nothing'" in capsys.readouterr().err
+    assert time_to_quality.main([*required, "--steps", "3"]) == 2
+    assert "--steps must be at least 10" in capsys.readouterr().err
