@@ -22,7 +22,8 @@ model:
     eval_guidance: [1.0, 3.0]
 data:
   class_path: Scenes
-  init_args: {size: 32, train_length: 16, val_length: 16, test_length: 8, batch_size: 8, num_workers: 0}
+  init_args: {size: 32, train_length: 16, val_length: 16, test_length: 8, batch_size: 8, num_workers: 0,
+    fields: [facts]}
 trainer: {accelerator: cpu, max_steps: 2, log_every_n_steps: 1, enable_progress_bar: false, logger: false}
 ema: null
 """
@@ -50,6 +51,9 @@ def test_a_run_leaves_a_generator_that_sample_uses(recipe, uniflow, project):
     assert {"test/frechet_scene_vit", "test/frechet_scene_vit_g3", "test/frechet_scene_vit_floor"} <= numbers.keys()
     assert numbers["test/frechet_scene_vit"] > numbers["test/frechet_scene_vit_floor"] > 0
     assert 0 <= numbers["test/accuracy"] <= 1
+    assert {
+        f"test/prompt{suffix}" for suffix in ("", "_g3", "_real", "_chance", "_count", "_color_g3")
+    } <= numbers.keys()
     assert numbers["generation/images"] == 8
     assert (project / "run/images/test.png").is_file()
 

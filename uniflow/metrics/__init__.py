@@ -4,7 +4,7 @@ from uniflow.metrics.averages import Averages
 from uniflow.metrics.channels import ChannelMoments, Moments
 from uniflow.metrics.depth import DepthProtocol, DepthScores
 from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
-from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures
+from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures, PictureFeatures
 from uniflow.metrics.identity import image_digests, noise_for
 from uniflow.metrics.perceptual import LPIPS
 from uniflow.metrics.probe import LogisticRegression, linear_probe, linear_psnr
@@ -35,6 +35,7 @@ __all__ = [
     "LogisticRegression",
     "Moments",
     "NearestNeighbours",
+    "PictureFeatures",
     "ReconstructionProtocol",
     "SegmentationScores",
     "VideoFeatures",

@@ -65,16 +65,52 @@ class EncoderFeatures(FeatureExtractor):
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.states(images)[-1].float().mean(dim=1)
+
+    def states(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The hidden states of all blocks, (B, N, D) each, for images (B, 3, H, W) in [0, 1]."""
         p = self.encoder.spec.patch_size
         height, width = (side // p * p for side in images.shape[-2:])
         if not (height and width):
             raise ValueError(f"{self.name} features need images of at least {p} x {p} pixels, got {images.shape[-2:]}")
         encoder = self.encoder.to(images.device)
         with without_autocast(images.device):
-            return encoder(images[..., :height, :width].float()).hidden_states[-1].float().mean(dim=1)
+            return encoder(images[..., :height, :width].float()).hidden_states
 
     def identity(self) -> str:
         return f"{type(self.encoder).__name__}, mean patch token, weights {weights_hash(self.encoder)}"
+
+
+class PictureFeatures(EncoderFeatures):
+    """Colours, and mean and standard deviation over the patches of every block: what a sentence says of a picture.
+
+    The last block alone has lost the colours. They are the roots of the shares of pixels in 5 x 5 x 5 bins of RGB.
+
+    Args:
+        encoder: as for `EncoderFeatures`.
+        name: in the metrics' names.
+    """
+
+    def __init__(self, encoder: Callable[[], VisionEncoder] | None = None, name: str = "picture") -> None:
+        super().__init__(encoder, name)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        blocks = [states.float() for states in self.states(images)]
+        statistics = [f(block, dim=1) for f in (torch.mean, torch.std) for block in blocks]
+        return torch.cat([_colors(images), *statistics], dim=1)
+
+    def identity(self) -> str:
+        return f"{type(self.encoder).__name__}, all blocks, and colours, weights {weights_hash(self.encoder)}"
+
+
+def _colors(images: Tensor, bins: int = 5) -> Tensor:
+    """Roots of the shares of pixels in each bin of RGB, float32 (B, bins^3), of images (B, 3, H, W) in [0, 1]."""
+    place = torch.tensor([bins**2, bins, 1], device=images.device).view(3, 1, 1)
+    index = ((images.float() * (bins - 1)).round().long() * place).sum(dim=1).flatten(1)
+    ones = torch.ones(index.shape, device=images.device)
+    counts = torch.zeros(len(images), bins**3, device=images.device).scatter_add_(1, index, ones)
+    return (counts / index.shape[1]).sqrt()
 
 
 class InceptionFeatures(FeatureExtractor):

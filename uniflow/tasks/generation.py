@@ -17,10 +17,11 @@ from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
+from uniflow.evaluation.prompts import PromptAdherence
 from uniflow.generators import DiT, Generator, LatentGenerator, LatentSpace
 from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
-from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, image_digests, noise_for, psnr
+from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, PictureFeatures, image_digests, noise_for, psnr
 from uniflow.sharding.shard import full_state_dict
 from uniflow.tasks.base import Stage, Task
 from uniflow.tasks.start import train_batches
@@ -48,6 +49,8 @@ class GenerationTask(Task):
         space: makes the map from the latents to what the network makes; `PictureSpace` is fitted before the first step.
         eval_guidance: strengths of guidance that the test judges.
         judge: makes the extractor of the features that the test compares.
+        prompt_judge: makes the extractor of the features from which the test reads what captions say, where the data
+            has "facts"; see `uniflow.evaluation.prompts`.
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
 
     Raises:
@@ -64,12 +67,14 @@ class GenerationTask(Task):
         space: SpaceFactory = LatentSpace,
         eval_guidance: Sequence[NonNegativeFloat] = (1.0,),
         judge: Callable[[], FeatureExtractor] = EncoderFeatures,
+        prompt_judge: Callable[[], FeatureExtractor] = PictureFeatures,
         **task: Any,
     ) -> None:
         super().__init__(**task)
         self._path, self._make_network, self._make_condition = tokenizer, generator, condition
         self._make_space = space
         self.eval_guidance, self._make_judge = list(eval_guidance), judge
+        self._make_prompt_judge = prompt_judge
         self._averages = Averages()
         self.grid: tuple[int, int] | None = None
         self._reported: dict[str, Any] = {}
@@ -208,6 +213,7 @@ class GenerationTask(Task):
     def on_test_epoch_start(self) -> None:
         self.tokenizer.to(self.device)
         self._judged = GeneratedImages(self._make_judge())
+        self._prompts = PromptAdherence(self._make_prompt_judge())
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         images = {"real": to_unit_range(batch["image"])}
@@ -215,19 +221,24 @@ class GenerationTask(Task):
         for guidance in self.eval_guidance:
             images[self._suffix(guidance)] = self.generate(batch, guidance)
         self._judged.update(images, batch.get("label"))
+        self._prompts.update(images, batch)
 
     def on_test_epoch_end(self) -> None:
         features, labels = self._judged.gather()
         extractor = self._judged.extractor
         held_out = validation_features(
-            self.trainer, lambda batch: {"features": extractor(to_unit_range(batch["image"]))}, len(features["real"])
+            self.trainer,
+            lambda batch: {"features": extractor(to_unit_range(batch["image"])), **self._prompts.of_real(batch)},
+            len(features["real"]),
         )
-        for name, value in judge_generated(features, labels, held_out, extractor.name).items():
+        numbers = judge_generated(features, labels, held_out, extractor.name) | self._prompts.compute(held_out)
+        for name, value in numbers.items():
             self.log(f"test/{name}", value, rank_zero_only=True)
         self._reported = {
             "generation/images": len(features["real"]),
             "generation/guidance": self.eval_guidance,
             "generation/judge": extractor.identity(),
+            "generation/prompt_judge": self._prompts.extractor.identity(),
         }
 
     def report(self) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from torch.utils.data import Dataset
 from uniflow.core.numbers import check_ranges
 from uniflow.data.base import SPLITS, ImageDataModule
 from uniflow.data.collate import collate
-from uniflow.data.scenes.language import caption, questions
+from uniflow.data.scenes.language import caption, facts, questions
 from uniflow.data.scenes.renderer import Renderer, Rendering
 from uniflow.data.scenes.scene import MAX_OBJECTS, sample_scene
 from uniflow.data.scenes.shapes import CLASS_NAMES
 
-FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "questions", "clip")
+FIELDS: tuple[str, ...] = ("mask", "depth", "instances", "boxes", "caption", "facts", "questions", "clip")
 
 
 class ScenesDataset(Dataset[dict[str, Any]]):
@@ -32,6 +32,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
     - "boxes": "boxes" float32 (n, 4), x0 y0 x1 y1 in pixels around the visible part of each object, nearest first;
       "box_labels" int64 (n,), shape classes; "box_visibility" float32 (n,), visible part of the silhouette in (0, 1];
     - "caption": a sentence;
+    - "facts": what that sentence says, as numbers: a dict with "shape", "color", "texture", "background" and "count";
     - "questions": a list of dicts with "kind", "question" and "answer";
     - "clip": "clip" uint8 (T, 3, H, W), the scene in motion, whose first frame equals "image", and "clip_instances"
       uint8 (T, H, W), in which an object keeps its number.
@@ -95,6 +96,8 @@ class ScenesDataset(Dataset[dict[str, Any]]):
             sample.update(_boxes(rendering))
         if "caption" in self.fields:
             sample["caption"] = caption(scene, np.random.default_rng((self.seed, self.stream, number, 1)))
+        if "facts" in self.fields:
+            sample["facts"] = facts(scene)
         if "questions" in self.fields:
             rng = np.random.default_rng((self.seed, self.stream, number, 2))
             sample["questions"] = [q._asdict() for q in questions(scene, rng)]

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uniflow.data.scenes.scene import COLOR_NAMES, MAX_OBJECTS, Scene, SceneObject
+from uniflow.data.scenes.scene import BACKGROUNDS, COLOR_NAMES, MAX_OBJECTS, Scene, SceneObject
 from uniflow.data.scenes.shapes import CLASS_NAMES
+from uniflow.data.scenes.textures import TEXTURES
 
 ANSWERS: tuple[str, ...] = ("yes", "no", *(str(n) for n in range(MAX_OBJECTS + 1)), *COLOR_NAMES, *CLASS_NAMES)
 QUESTION_KINDS: tuple[str, ...] = ("count", "color", "shape", "relation", "existence")
@@ -61,6 +62,21 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         f"{words} and, farther away, {rest} on {where}",
     )
     return templates[int(rng.integers(len(templates)))]
+
+
+def facts(scene: Scene) -> dict[str, int]:
+    """What `caption` says: the main object's shape, color and texture, the background, and the number of objects.
+
+    Each is a number from 0: of `CLASS_NAMES`, `COLOR_NAMES`, `TEXTURES` and `BACKGROUNDS`; "count" is one less than it.
+    """
+    main = scene.objects[0]
+    return {
+        "shape": main.shape,
+        "color": main.color,
+        "texture": TEXTURES.index(main.texture),
+        "background": BACKGROUNDS.index(scene.background),
+        "count": len(scene.objects) - 1,
+    }
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
