@@ -239,14 +239,15 @@ def write_conversations(path: Path, count: int = 6) -> Path:
 
 
 def write_shards(folder: Path) -> dict[str, str]:
-    """One shard of four pictures for each split: split -> path."""
+    """One shard of four pictures with classes and captions for each split: split -> path."""
     photos = write_photos(folder / "for_shards")
     paths = {}
     for split in ("train", "val", "test"):
         paths[split] = str(folder / f"{split}-000000.tar")
         with webdataset.TarWriter(paths[split]) as shard:
             for number, file in enumerate(sorted((photos / split).rglob("*.png"))):
-                shard.write({"__key__": f"{number:06d}", "png": file.read_bytes(), "cls": str(number % 2)})
+                fields = {"png": file.read_bytes(), "cls": str(number % 2), "txt": f"red star {number}"}
+                shard.write({"__key__": f"{number:06d}", **fields})
     return paths
 
 

@@ -142,7 +142,10 @@ class GenerationTask(Task):
         """
         field = self.condition.field
         if field is not None and field not in batch:
-            raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have")
+            data = None if self._trainer is None else data_of(self._trainer)
+            hint = getattr(data, "field_hints", {}).get(field)
+            hint = f"; {hint}" if hint else ""
+            raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have{hint}")
         return None if field is None else batch[field]
 
     def example_batch(self, images: Tensor) -> dict[str, Any]:
@@ -220,7 +223,10 @@ class GenerationTask(Task):
         features, labels = self._judged.gather()
         extractor = self._judged.extractor
         held_out = validation_features(
-            self.trainer, lambda batch: {"features": extractor(to_unit_range(batch["image"]))}, len(features["real"])
+            self.trainer,
+            lambda batch: {"features": extractor(to_unit_range(batch["image"]))},
+            len(features["real"]),
+            only_classes=False,
         )
         for name, value in judge_generated(features, labels, held_out, extractor.name).items():
             self.log(f"test/{name}", value, rank_zero_only=True)

@@ -16,6 +16,7 @@ from uniflow.core.errors import one_line
 from uniflow.data.errors import DataError
 from uniflow.data.images.archives import BrokenShardError, RawSample, image_field, read_samples
 from uniflow.data.images.buckets import Buckets
+from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
 from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import batch_sizes, mix_seed
@@ -23,7 +24,8 @@ from uniflow.data.skipped import SkipLog
 
 
 class ShardReader:
-    """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, with classes, "label"."""
+    """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, where they are asked for, "label"
+    and "caption"."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class ShardReader:
         strict: bool = False,
         image_field: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        caption: CaptionSource | None = None,
     ) -> None:
         """
         Args:
@@ -44,9 +47,11 @@ class ShardReader:
                 of a broken shard is skipped and logged.
             image_field: the field that is the image, such as "jpg" or "rgb.png"; by default the only one that can be.
             max_pixels: images with more pixels are skipped.
+            caption: where the captions are; None: no captions. A sample without one is skipped.
         """
         self.split, self.num_classes, self.skip_log = split, num_classes, skip_log
         self.strict, self.image_field, self.max_pixels = strict, image_field, max_pixels
+        self.caption = caption
 
     def raw(self, url: str, expected: int | None = None, contents: bool = True) -> Iterator[RawSample]:
         """The undecoded samples of one shard that have an image, with the name of its field as "__image__".
@@ -89,13 +94,20 @@ class ShardReader:
         """The sample with its whole image, uint8 (3, H, W); None and a line in the skip log if it cannot be read."""
         name = f"{raw['__url__']}:{raw['__key__']}"
         try:
-            sample: dict[str, Any] = {"image": read_image(raw[raw["__image__"]], name, min_side, self.max_pixels)}
-            if self.num_classes is not None:
-                sample["label"] = self._label(raw, name, self.num_classes)
-            return sample
+            told = self._told(raw, name)
+            return {"image": read_image(raw[raw["__image__"]], name, min_side, self.max_pixels), **told}
         except ImageReadError as error:
             self.skip_log.add(self.split, name, error.reason)
             return None
+
+    def _told(self, raw: RawSample, name: str) -> dict[str, Any]:
+        """What a sample says about its image: "label" and "caption"."""
+        told: dict[str, Any] = {}
+        if self.num_classes is not None:
+            told["label"] = self._label(raw, name, self.num_classes)
+        if self.caption is not None:
+            told[CAPTION] = self.caption.of_sample(raw, name)
+        return told
 
     def _label(self, raw: RawSample, name: str, num_classes: int) -> int:
         try:

@@ -5,24 +5,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from uniflow.data.base import ResumableDataLoader
+from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.crops import CroppedImages
 from uniflow.data.images.shard_lists import INDEX, index_count, read_index, separate, shard_counts, shard_urls
 from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
 
 
 class WebDataset(CroppedImages):
-    """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
+    """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes,
+    and "caption", a list of B texts, with `caption`.
     In validation and test there is also "name": a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
-    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies next to local ones.
+    integer "label". With captions there is also a `.txt` file, or a text in the `.json` file. `uniflow pack` makes such shards, and an `index.json` that is read if it lies next to local ones.
 
     An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
     any number of processes and workers can share any number of shards. Without it the shards are shuffled and divided
@@ -30,6 +32,11 @@ class WebDataset(CroppedImages):
 
     With fewer shards than `num_workers` a loader has fewer workers.
     """
+
+    field_hints: ClassVar[dict[str, str]] = {
+        CAPTION: "set data.caption to the field that holds the captions: txt, or json:KEY",
+        "label": "set data.num_classes",
+    }
 
     def __init__(
         self,
@@ -43,6 +50,7 @@ class WebDataset(CroppedImages):
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
         image_field: str | None = None,
+        caption: str | None = None,
         allow_missing: bool = False,
         **settings: Any,
     ) -> None:
@@ -60,6 +68,9 @@ class WebDataset(CroppedImages):
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
             image_field: the field of a sample that is its image, such as "jpg" or "rgb.png" of `x.rgb.png`. By default
                 it is the only field that is an image, or the only one without a dot.
+            caption: where a sample's caption is: "txt", its `.txt` file, or "json:KEY", the text under KEY of its `.json`
+                file (img2dataset: "json:caption"); by default there are no captions. A sample without one, or with one
+                that is empty or not UTF-8, is skipped and named in the log of skipped images.
             allow_missing: evaluate what is left of shards that are cut off, or that hold another number of images than
                 their `index.json` says; otherwise that is an error.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
@@ -74,6 +85,7 @@ class WebDataset(CroppedImages):
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes, self.image_field, self.allow_missing = num_classes, image_field, allow_missing
+        self.caption = None if caption is None else CaptionSource.parse(caption, type(self).__name__)
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
@@ -99,6 +111,7 @@ class WebDataset(CroppedImages):
         classes = len(self.class_names) if self.class_names is not None else None
         urls, strict = self.urls[split], split != "train" and not self.allow_missing
         settings: dict[str, Any] = {"image_field": self.image_field, "max_pixels": self.max_pixels}
+        settings["caption"] = self.caption
         reader = ShardReader(split, classes, self.skip_log, strict=strict, **settings)
         process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         if not training:

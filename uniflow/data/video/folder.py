@@ -23,7 +23,7 @@ from uniflow.data.video.reading import read_frames, video_info
 class ClipFolder(ImageFolder):
     """A folder of video files and of folders of frames; a sample is a clip, and a batch holds all frames of its clips:
     {"image": uint8 (B T, 3, size, size), "frames": T}, clip after clip, so that whatever works on images works on them.
-    With classes there is "label", in validation and test "name", each for every frame.
+    With classes there is "label", with `caption` "caption", in validation and test "name", each for every frame.
 
     A folder of frames is one that holds two or more images directly; their names are sorted naturally (2 before 10).
     Splits, classes and names are those of `ImageFolder`, of clips instead of images. Of every clip an epoch has
@@ -143,7 +143,7 @@ def collate_clips(samples: Sequence[dict[str, Any]], list_fields: frozenset[str]
         list_fields: as for `uniflow.data.collate.collate`.
 
     Returns:
-        Clip after clip. Numbers are repeated for each frame; names get the frame's number.
+        Clip after clip. Numbers and texts are repeated for each frame; names get the frame's number.
     """
     batch = collate(samples, list_fields)
     frames = batch["image"].shape[1]
@@ -151,5 +151,8 @@ def collate_clips(samples: Sequence[dict[str, Any]], list_fields: frozenset[str]
     if "name" in batch:
         result["name"] = [f"{name} frame {number:03d}" for name in batch.pop("name") for number in range(frames)]
     for field, values in batch.items():
-        result[field] = values.repeat_interleave(frames, dim=0)
+        if isinstance(values, list):
+            result[field] = [value for value in values for _ in range(frames)]
+        else:
+            result[field] = values.repeat_interleave(frames, dim=0)
     return result
