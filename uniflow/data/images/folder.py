@@ -22,8 +22,8 @@ from uniflow.data.sampler import sample_generator
 
 
 class ImageFolder(CroppedImages):
-    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, "label": int64 (B,) with classes, and "caption",
-    a list of B texts, with `caption`.
+    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, with classes "label": int64 (B,), and with
+    `caption` "caption", a list of B texts.
     In validation and test there is also "name": each file's path relative to the folder, with "/".
 
     The folders `train`, `val` and `test` of `root` are used if they exist. A missing split is taken from the training
@@ -39,7 +39,7 @@ class ImageFolder(CroppedImages):
     noun: ClassVar[str] = "image"
     extensions: ClassVar[frozenset[str]] = EXTENSIONS
     field_hints: ClassVar[dict[str, str]] = {
-        CAPTION: "set data.caption to the extension of the files beside the images that hold the captions: txt, or json:KEY"
+        CAPTION: "set data.caption to what holds the captions beside the images: txt, or json:KEY"
     }
 
     def __init__(
@@ -66,9 +66,9 @@ class ImageFolder(CroppedImages):
             val_fraction: share of the training images used for validation if there is no such folder.
             test_fraction: share of the training images used for testing if there is no such folder.
             labels: whether first-level subfolders are classes; by default they are if all images lie in them.
-            caption: where the caption of `x.jpg` is: "txt", the file `x.txt` beside it, or "json:KEY", the text under KEY of
-                `x.json`; by default there are no captions. An image without one, or with one that is empty or not
-                UTF-8, is skipped and named in the log of skipped images.
+            caption: where the caption of `x.jpg` is: "txt", the file `x.txt` beside it, or "json:KEY", the text under
+                KEY of `x.json`; by default there are no captions. An image without one, or with one that is empty or
+                not UTF-8, is skipped and named in the log of skipped images.
             bucket_by: "random" draws one of `buckets` for each batch; "aspect" assigns each image to the buckets whose
                 aspect ratio is nearest to its own, for which the files' headers are read when training begins.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.

@@ -7,30 +7,40 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from uniflow.data.images.reading import EXTENSIONS as IMAGE_EXTENSIONS
 from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
-from uniflow.data.video.files import Frame, VideoInfo, VideoReadError, file_frames, file_info
+from uniflow.data.video.files import (
+    Frame,
+    VideoBytes,
+    VideoInfo,
+    VideoReadError,
+    VideoSource,
+    file_frames,
+    file_info,
+    source_name,
+)
 
 FOLDER_RATE = 25.0  # frames a second that a folder of frames stands for: it has no clock
 
 
-def video_info(path: str | os.PathLike[str]) -> VideoInfo:
+def video_info(source: VideoSource) -> VideoInfo:
     """Rate, number of frames and sound of a video file or of a folder of frames, without decoding.
 
     Raises:
         VideoReadError: if it cannot be opened, or holds no pictures.
     """
-    if os.path.isdir(path):
-        return VideoInfo(FOLDER_RATE, len(frame_files(path)), False)
-    return file_info(path)
+    if _is_folder(source):
+        return VideoInfo(FOLDER_RATE, len(frame_files(source)), False)
+    return file_info(source)
 
 
 def read_frames(
-    path: str | os.PathLike[str],
+    source: VideoSource,
     *,
     start: float = 0.0,
     stride: int = 1,
@@ -41,8 +51,8 @@ def read_frames(
     """The frames of a video file or of a folder of frames, one in memory at a time.
 
     Args:
-        path: the video file; or the folder, whose images come in the natural order of their names (2 before 10), at
-            25 a second.
+        source: the video file, or its content (`VideoBytes`); or the folder, whose images come in the natural order of
+            their names (2 before 10), at 25 a second.
         start: seconds after the first frame.
         stride: every n-th frame is given.
         length: most frames to give; None is all.
@@ -64,21 +74,24 @@ def read_frames(
             raise ValueError(f"read_frames: {name} must be at least {least}, not {value}")
     if start < 0 or (rate is not None and not 0 < rate < 1e6):
         raise ValueError(f"read_frames: start must be >= 0 and rate > 0, got start {start} and rate {rate}")
-    frames = _folder_frames if os.path.isdir(path) else file_frames
-    stream = frames(path, start, max_pixels)
+    stream = _folder_frames(source, start, max_pixels) if _is_folder(source) else file_frames(source, start, max_pixels)
     return islice(stream if rate is None else _resampled(stream, rate, start), 0, length and length * stride, stride)
 
 
-def read_clip(path: str | os.PathLike[str], length: int, **options: float) -> Tensor:
+def read_clip(source: VideoSource, length: int, **options: float) -> Tensor:
     """Exactly `length` frames as one tensor, uint8 (length, 3, H, W); `options` as of `read_frames`.
 
     Raises:
         VideoReadError: as in `read_frames`, or if there are fewer.
     """
-    frames = [frame.image for frame in read_frames(path, length=length, **options)]  # type: ignore[arg-type]
+    frames = [frame.image for frame in read_frames(source, length=length, **options)]  # type: ignore[arg-type]
     if len(frames) < length:
-        raise VideoReadError(os.fspath(path), f"{len(frames)} frames, fewer than the {length} of a clip")
+        raise VideoReadError(source_name(source), f"{len(frames)} frames, fewer than the {length} of a clip")
     return torch.stack(frames)
+
+
+def _is_folder(source: VideoSource) -> TypeGuard[str | os.PathLike[str]]:
+    return not isinstance(source, VideoBytes) and os.path.isdir(source)
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[str]:

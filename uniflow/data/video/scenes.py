@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from uniflow.data.base import SPLITS
 from uniflow.data.scenes import Scenes
-from uniflow.data.video.folder import collate_clips
+from uniflow.data.video.cutting import collate_clips
 
 
 class SceneClips(Scenes):
