@@ -12,7 +12,7 @@ from uniflow.data.collate import collate
 from uniflow.data.images.shards import Crops
 from uniflow.data.images.transforms import CropPlan
 from uniflow.data.video.files import VideoReadError, VideoSource, source_name
-from uniflow.data.video.reading import read_frames, video_info
+from uniflow.data.video.reading import BACKENDS, Backend, read_frames, video_info
 
 
 class ClipCut:
@@ -23,23 +23,30 @@ class ClipCut:
         stride: every n-th frame of the file is one of the clip, >= 1.
         rate: frames a second that files are brought to first; None takes each file's own.
         max_pixels: most pixels of a frame.
+        backend: what decodes files, "pyav" or "torchcodec".
         owner: whose arguments these are, for errors.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range, or the backend is unknown.
     """
 
-    def __init__(self, length: int, stride: int, rate: float | None, max_pixels: int, *, owner: str) -> None:
+    def __init__(
+        self, length: int, stride: int, rate: float | None, max_pixels: int, backend: Backend, *, owner: str
+    ) -> None:
         for name, value in (("length", length), ("stride", stride)):
             if value < 1:
                 raise ValueError(f"{owner}: {name} must be at least 1, not {value}")
         if rate is not None and not 0 < rate < 1e6:
             raise ValueError(f"{owner}: rate must be above 0 frames a second, not {rate}")
+        if backend not in BACKENDS:
+            raise ValueError(f"{owner}: backend must be {' or '.join(BACKENDS)}, not {backend!r}")
         self.length, self.stride, self.rate, self.max_pixels = length, stride, rate, max_pixels
+        self.backend: Backend = backend
 
     def settings(self) -> dict[str, Any]:
         """What an evaluation's fingerprint holds of it."""
-        return {"length": self.length, "stride": self.stride, "rate": self.rate}
+        settings = {"length": self.length, "stride": self.stride, "rate": self.rate}
+        return settings if self.backend == "pyav" else {**settings, "backend": self.backend}
 
     def __call__(
         self, source: VideoSource, crops: Crops, generator: torch.Generator | None, size: tuple[int, int] | None
@@ -55,7 +62,7 @@ class ClipCut:
         Raises:
             VideoReadError: if it cannot be read, breaks off, or is too short.
         """
-        info = video_info(source)
+        info = video_info(source, self.backend)
         seconds = ((self.length - 1) * self.stride + 1) / (self.rate or info.rate)
         slack = max(0.0, (info.frames or 0) / info.rate - seconds)
         share = 0.5 if generator is None else torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -63,7 +70,7 @@ class ClipCut:
         frames: list[Tensor] = []
         plan: CropPlan | None = None
         options: dict[str, Any] = {"start": start, "stride": self.stride, "length": self.length, "rate": self.rate}
-        for frame in read_frames(source, **options, max_pixels=self.max_pixels):
+        for frame in read_frames(source, **options, max_pixels=self.max_pixels, backend=self.backend):
             height, width = frame.image.shape[-2:]
             if plan is None:
                 random, centre = crops

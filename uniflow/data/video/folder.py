@@ -15,7 +15,8 @@ from uniflow.data.images.folder import ImageFiles, ImageFolder
 from uniflow.data.images.listing import walk_images
 from uniflow.data.sampler import sample_generator
 from uniflow.data.video.cutting import ClipCut, collate_clips
-from uniflow.data.video.files import EXTENSIONS, import_av
+from uniflow.data.video.files import EXTENSIONS
+from uniflow.data.video.reading import Backend, import_backend
 
 
 class ClipFolder(ImageFolder):
@@ -40,6 +41,7 @@ class ClipFolder(ImageFolder):
         length: int = 8,
         stride: int = 1,
         rate: float | None = None,
+        backend: Backend = "pyav",
         val: str | None = None,
         test: str | None = None,
         val_fraction: float = 0.05,
@@ -56,6 +58,7 @@ class ClipFolder(ImageFolder):
             stride: every n-th frame of the file is one of the clip.
             rate: frames a second that files are brought to first, by leaving out or repeating; None takes each
                 file's own. A folder of frames has 25.
+            backend: what decodes video files: "pyav", or "torchcodec", which is a package of its own.
             val: as for `ImageFolder`.
             test: as for `ImageFolder`.
             val_fraction: as for `ImageFolder`.
@@ -66,14 +69,14 @@ class ClipFolder(ImageFolder):
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a folder is missing or a split is empty.
-            ImportError: in `setup`, if there are video files and PyAV is missing.
+            ImportError: in `setup`, if there are video files and the backend's package is missing.
         """
         if settings.get("bucket_by", "random") != "random":
             raise ValueError("ClipFolder: bucket_by must be random: the sizes of clips are not read before training")
         splits: dict[str, Any] = {"val": val, "test": test, "val_fraction": val_fraction}
         splits |= {"test_fraction": test_fraction, "labels": labels}
         super().__init__(root, size, batch_size=batch_size, **splits, **settings)
-        self.cut = ClipCut(length, stride, rate, self.max_pixels, owner="ClipFolder")
+        self.cut = ClipCut(length, stride, rate, self.max_pixels, backend, owner="ClipFolder")
 
     @cached_property
     def collate(self) -> Callable[[list[Any]], Any]:
@@ -85,7 +88,7 @@ class ClipFolder(ImageFolder):
     def walk(self, folder: Path) -> dict[str, int]:
         clips = walk_images(folder, EXTENSIONS)
         if clips:
-            import_av()  # now, and not once for every file in the log
+            import_backend(self.cut.backend)  # now, and not once for every file in the log
         holders = Counter(name.rpartition("/")[0] or "." for name in walk_images(folder))
         for name in (name for name, count in holders.items() if count > 1):
             status = os.stat(folder / name)

@@ -13,7 +13,8 @@ from uniflow.data.images.archives import RawSample
 from uniflow.data.images.shards import ShardReader
 from uniflow.data.images.webdataset import WebDataset
 from uniflow.data.video.cutting import ClipCut, collate_clips
-from uniflow.data.video.files import CONTAINERS, VideoBytes, import_av
+from uniflow.data.video.files import CONTAINERS, VideoBytes
+from uniflow.data.video.reading import Backend, import_backend
 
 
 class ClipShards(WebDataset):
@@ -37,6 +38,7 @@ class ClipShards(WebDataset):
         length: int = 8,
         stride: int = 1,
         rate: float | None = None,
+        backend: Backend = "pyav",
         clip_field: str | None = None,
         shuffle_buffer: int = 100,
         batch_size: int = 8,
@@ -52,6 +54,7 @@ class ClipShards(WebDataset):
             stride: every n-th frame of the file is one of the clip.
             rate: frames a second that files are brought to first, by leaving out or repeating; None takes each file's
                 own.
+            backend: what decodes the files: "pyav", or "torchcodec", which is a package of its own.
             clip_field: the field of a sample that is its clip, such as "mp4". By default it is the only field that is a
                 video, or the only one without a dot.
             shuffle_buffer: clips in each worker's shuffle buffer, held as undecoded files; 0 or 1: no shuffling.
@@ -60,13 +63,13 @@ class ClipShards(WebDataset):
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a local shard is missing or a number is unknown.
-            ImportError: in `setup`, if PyAV is missing.
+            ImportError: in `setup`, if the backend's package is missing.
         """
         super().__init__(
             train, val, test, size, image_field=clip_field, shuffle_buffer=shuffle_buffer, batch_size=batch_size,
             **settings,
         )  # fmt: skip
-        self.cut = ClipCut(length, stride, rate, self.max_pixels, owner=type(self).__name__)
+        self.cut = ClipCut(length, stride, rate, self.max_pixels, backend, owner=type(self).__name__)
 
     @cached_property
     def collate(self) -> Callable[[list[Any]], Any]:
@@ -76,7 +79,7 @@ class ClipShards(WebDataset):
         return {**super().crops(), **self.cut.settings()}
 
     def setup(self, stage: str | None = None) -> None:
-        import_av()  # now, and not once for every clip in the log
+        import_backend(self.cut.backend)  # now, and not once for every clip in the log
         super().setup(stage)
 
     def make_reader(self, split: str, num_classes: int | None, strict: bool) -> ShardReader:
