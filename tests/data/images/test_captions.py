@@ -132,15 +132,19 @@ def test_a_sample_without_a_caption_is_skipped_and_named(
         source.of_sample(fields, "x")
 
 
-def test_training_goes_on_after_the_samples_that_were_seen(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "resample"), [(0, False), (2, True)])
+def test_training_goes_on_after_the_samples_that_were_seen(tmp_path: Path, workers: int, resample: bool) -> None:
     """A sample without a caption leaves its slot to the next one, the same after a resume."""
     write(tmp_path / "train-0.tar", range(10), {3: {}, 4: {}, 7: {"txt": b"\xff"}})
-    settings: Batch = {"train": str(tmp_path / "train-*.tar"), "resample": False, "shuffle_buffer": 4}
-    whole = [(values(b), b["caption"]) for b in module(shards, **settings).train_dataloader()]
+    write(tmp_path / "train-1.tar", range(10, 20), {11: {}})
+    for split in ("val", "test"):
+        write(tmp_path / f"{split}-0.tar", range(2))
+    settings: Batch = {"resample": resample, "num_workers": workers, "shuffle_buffer": 4}
+    whole = [(values(b), b["caption"]) for b in module(tmp_path, **settings).train_dataloader()]
     assert len(whole) == 12
-    assert not {3, 4, 7} & {value for batch, _ in whole for value in batch}
+    assert not {3, 4, 7, 11} & {value for batch, _ in whole for value in batch}
     for seen in (1, 3, 5, 8):
-        data = module(shards, **settings)
+        data = module(tmp_path, **settings)
         data.position.samples = 2 * seen
         assert [(values(b), b["caption"]) for b in data.train_dataloader()] == whole[seen:]
 
