@@ -239,14 +239,29 @@ def write_conversations(path: Path, count: int = 6) -> Path:
 
 
 def write_shards(folder: Path) -> dict[str, str]:
-    """One shard of four pictures for each split: split -> path."""
+    """One shard of four pictures with classes and captions for each split: split -> path."""
     photos = write_photos(folder / "for_shards")
     paths = {}
     for split in ("train", "val", "test"):
         paths[split] = str(folder / f"{split}-000000.tar")
         with webdataset.TarWriter(paths[split]) as shard:
             for number, file in enumerate(sorted((photos / split).rglob("*.png"))):
-                shard.write({"__key__": f"{number:06d}", "png": file.read_bytes(), "cls": str(number % 2)})
+                fields = {"png": file.read_bytes(), "cls": str(number % 2), "txt": f"red star {number}"}
+                shard.write({"__key__": f"{number:06d}", **fields})
+    return paths
+
+
+def write_clip_shards(folder: Path) -> dict[str, str]:
+    """One shard of four short clips for each split: split -> path."""
+    from clips import stairs, write_clip
+
+    clip = write_clip(folder / "clip.mp4", stairs(4)).read_bytes()
+    paths = {}
+    for split in ("train", "val", "test"):
+        paths[split] = str(folder / f"clips-{split}-000000.tar")
+        with webdataset.TarWriter(paths[split]) as shard:
+            for number in range(4):
+                shard.write({"__key__": f"{number:06d}", "mp4": clip})
     return paths
 
 
@@ -324,6 +339,11 @@ def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
     if name == "WebDataset":
         paths = write_shards(folder)
         return [word for split, path in paths.items() for word in (f"--data.{split}", path)]
+    if name == "ClipShards":
+        options = ["--data.length", "2", "--data.rate", "null"]
+        return options + [
+            word for split, path in write_clip_shards(folder).items() for word in (f"--data.{split}", path)
+        ]
     if name == "COCODetection":
         for split in ("train2017", "val2017"):
             write_coco(folder / "coco", [annotation(1), annotation(2, image=2)], name=split)

@@ -15,8 +15,8 @@ PROMISED = {
     "uniflow.callbacks": "EMA CodebookUsage ImageGrid LatentStatistics LatentWriter LinearProbe Monitor PartsSummary "
     "Preemption ResultsFile Stability TeacherGap TokenizerExport",
     "uniflow.conditions": "Condition LabelCondition NoCondition TextCondition",
-    "uniflow.data": "ADE20K CachedLatents COCODetection ClipFolder DepthFolder ImageDataModule ImageFolder MaskFolder "
-    "NYUv2 SceneClips Scenes WebDataset",
+    "uniflow.data": "ADE20K CachedLatents COCODetection ClipFolder ClipShards DepthFolder ImageDataModule ImageFolder "
+    "MaskFolder NYUv2 SceneClips Scenes WebDataset",
     "uniflow.decoders": "Adversarial ConvDecoder PatchFlowDecoder Perceptual PixelDecoder PixelLoss RegressionDecoder "
     "ViTDecoder",
     "uniflow.distill": "Adaptive Constant Cosine DepthPrior FrozenTeacher LastLayer LayerWeighting Linear Piecewise "

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import write_shards
 from PIL import Image
 from tiny_language import write_lm
 
@@ -162,6 +163,21 @@ def test_captions_are_told_and_prompts_sampled(recipe, uniflow, project):
     (project / "lm").rename(project / "moved")
     assert "no text encoder can be read from" in uniflow(*sample, "--prompt", "star").error
     assert uniflow(*sample, "--prompt", "star", "--text_encoder", "moved").code == 0
+
+
+def test_data_without_captions_is_refused_with_what_to_set(recipe, uniflow, project):
+    text = ("--model.condition", "TextCondition", "--model.condition.name", str(write_lm(project / "lm")))
+    shards = [word for split, path in write_shards(project).items() for word in (f"--data.{split}", path)]
+    shards += ["--data.size", "32", "--data.num_workers", "0", "--data.batch_size", "2"]
+    result = uniflow("fit", "-c", recipe, "--run", "run", *text, "--data", "WebDataset", *shards)
+    assert result.error.startswith(
+        "TextCondition reads 'caption', which the data does not have; set data.caption to the field that holds the "
+        "captions: txt, or json:KEY"
+    )
+    assert (result.code, len(result.error) <= 320) == (2, True)
+    told = ("--data.caption", "txt", "--trainer.max_steps", "1", "--images", "null")
+    fitted = uniflow("fit", "-c", recipe, "--run", "told", *text, "--data", "WebDataset", *shards, *told)
+    assert fitted.code == 0, fitted.err
 
 
 def test_a_generation_is_planned(recipe, uniflow):

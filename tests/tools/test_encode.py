@@ -126,6 +126,12 @@ def test_a_stream_and_what_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="--crops needs data whose samples have numbers"):
         write(tmp_path / "crops", data=WebDataset(**paths, size=16, num_workers=0, batch_size=1), crops=1)
 
+    told = WebDataset(**paths, size=16, num_workers=0, batch_size=3, caption="txt")
+    write(tmp_path / "told", data=told, flips=True)
+    dataset = CachedLatents(str(tmp_path / "told")).make_dataset("train")
+    captions = [{dataset[SampleIndex(i, epoch)]["caption"] for epoch in range(8)} for i in range(4)]
+    assert captions == [{f"red star {i}"} for i in range(4)]  # of flips, too
+
     (write_photos(tmp_path / "photos") / "train/class0/0.png").write_bytes(b"broken")
     encode(tokenizer=MODEL["path"], images=tmp_path / "photos", size=16, out=tmp_path / "photos_out")
     index = json.loads((tmp_path / "photos_out/index.json").read_text())

@@ -12,4 +12,5 @@ from uniflow.data.understanding.depth import NYUv2 as NYUv2
 from uniflow.data.understanding.segmentation import ADE20K as ADE20K
 from uniflow.data.understanding.segmentation import MaskFolder as MaskFolder
 from uniflow.data.video import ClipFolder as ClipFolder
+from uniflow.data.video import ClipShards as ClipShards
 from uniflow.data.video import SceneClips as SceneClips

@@ -50,12 +50,14 @@ class ImageDataModule(LightningDataModule, ABC):
     Attributes:
         class_names: names of the values of "label", in order; None without labels.
         list_fields: fields that a batch holds as lists, because their shapes differ between samples.
+        field_hints: what to set so that batches have a field; for the message where one is missing.
         skip_log: where a dataset records what it cannot read: `skipped_images.log` in the run folder.
         size: side of the images in pixels, or (height, width).
     """
 
     class_names: list[str] | None = None
     list_fields: ClassVar[frozenset[str]] = frozenset()
+    field_hints: ClassVar[dict[str, str]] = {}
     size: int | tuple[int, int]
 
     def __init__(self, batch_size: int = 64, num_workers: int = 2, seed: int = 0) -> None:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,10 @@ class CachedLatents(ImageDataModule):
     Attributes:
         tokenizer_identity: whose latents these are: hash of the weights, spec and statistics.
     """
+
+    field_hints: ClassVar[dict[str, str]] = {
+        "caption": "encode the images again, with data that has captions (data.caption of shards and folders)"
+    }
 
     def __init__(self, root: str, batch_size: int = 64, num_workers: int = 2, seed: int = 0) -> None:
         """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from uniflow.core.distributed import gather_lists
+from uniflow.evaluation.chosen import with_classes
 from uniflow.metrics import FeatureExtractor, frechet_distance, kid, linear_probe, moments
 
 
@@ -45,17 +46,19 @@ def judge_generated(
     Args:
         features: (N, D) of "real" images, and of generated ones by the suffix of their metrics.
         labels: classes (N,) that they have, or were to have; None without classes.
-        held_out: further real images: "features" (M, D) and "label" (M,), for the floor and the classifier.
+        held_out: further real images: "features" (M, D) and "label" (M,), -1 without a class, for the floor and the
+            classifier.
         name: of the features, in the metrics' names.
 
     Returns:
         `frechet_NAME` and `kid_NAME` against the real images, with the suffix; `frechet_NAME_floor`, that of the held
-        out real images; `accuracy`, the share of generated images that a classifier, fitted on the held out images,
-        finds to be of their class, and `accuracy_real`, the same of real ones.
+        out real images; with classes `accuracy`, the share of generated images that a classifier, fitted on the held
+        out images, finds to be of their class, and `accuracy_real`, the same of real ones.
     """
     real = moments(features["real"])
     numbers: dict[str, float] = {}
-    has_classes = labels is not None and "features" in held_out
+    known = with_classes(dict(held_out)) if "features" in held_out else {}
+    has_classes = labels is not None and known and len(known["label"]) > 0
     if "features" in held_out:
         numbers[f"frechet_{name}_floor"] = frechet_distance(*moments(held_out["features"]), *real)
     for suffix, rows in features.items():
@@ -65,6 +68,6 @@ def judge_generated(
             numbers[f"kid_{name}{suffix}"] = kid(rows, features["real"])
         if has_classes:
             assert labels is not None
-            accuracy = linear_probe(held_out["features"], held_out["label"], rows, labels)
+            accuracy = linear_probe(known["features"], known["label"], rows, labels)
             numbers[f"accuracy{ending}"] = accuracy
     return numbers

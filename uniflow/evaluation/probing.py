@@ -28,7 +28,10 @@ def pooled(output: EncoderOutput) -> Tensor:
 
 
 def validation_features(
-    trainer: Trainer, features_of: Callable[[dict[str, Any]], Mapping[str, Tensor]], limit: int
+    trainer: Trainer,
+    features_of: Callable[[dict[str, Any]], Mapping[str, Tensor]],
+    limit: int,
+    only_classes: bool = True,
 ) -> dict[str, Tensor]:
     """Features and classes of the validation split's images, to fit classifiers on; by all processes.
 
@@ -36,16 +39,18 @@ def validation_features(
         trainer: in a test run.
         features_of: batch on the device -> features (B, D) by name.
         limit: how many images at most, over all processes.
+        only_classes: leave out images that have no class.
 
     Returns:
-        As `ChosenImages.gather` gives them, of images that have a class; without features if there are none.
+        As `ChosenImages.gather` gives them; without features if there are none.
     """
     data = data_of(trainer)
     loaders: Any = []
     if has_split(data, "val"):
         data.setup("validate")  # a test run may have set up the test split only
         loaders = data.val_dataloader()
-    return _collect(trainer, loaders, features_of, limit)
+    chosen = _collect(trainer, loaders, features_of, limit)
+    return with_classes(chosen) if only_classes else chosen
 
 
 def train_features(
@@ -63,7 +68,7 @@ def train_features(
             f"{type(data).__name__} does not give (`plain_train_dataloader`); set neighbours to [] and logistic_l2 to "
             "null to leave them out"
         )
-    found = _collect(trainer, data.plain_train_dataloader(), features_of, limit)
+    found = with_classes(_collect(trainer, data.plain_train_dataloader(), features_of, limit))
     if not len(found["label"]):
         raise ValueError("k-NN and logistic regression: no training image has a class (an integer `label` from 0)")
     return found
@@ -79,7 +84,7 @@ def _collect(
         with trainer.precision_plugin.forward_context():
             features = features_of(batch)
         chosen.update(image_keys(batch), features)
-    return with_classes(chosen.gather())
+    return chosen.gather()
 
 
 def classify(

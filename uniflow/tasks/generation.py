@@ -147,7 +147,10 @@ class GenerationTask(Task):
         """
         field = self.condition.field
         if field is not None and field not in batch:
-            raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have")
+            data = None if self._trainer is None else data_of(self._trainer)
+            hint = getattr(data, "field_hints", {}).get(field)
+            hint = f"; {hint}" if hint else ""
+            raise ValueError(f"{type(self.condition).__name__} reads {field!r}, which the data does not have{hint}")
         return None if field is None else batch[field]
 
     def example_batch(self, images: Tensor) -> dict[str, Any]:
@@ -230,6 +233,7 @@ class GenerationTask(Task):
             self.trainer,
             lambda batch: {"features": extractor(to_unit_range(batch["image"])), **self._prompts.of_real(batch)},
             len(features["real"]),
+            only_classes=False,
         )
         numbers = judge_generated(features, labels, held_out, extractor.name) | self._prompts.compute(held_out)
         for name, value in numbers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from uniflow.core.files import printable, read_bytes
+from uniflow.data.images.captions import beside, read_beside
 from uniflow.data.images.folder import ImageFolder
 from uniflow.data.images.reading import MAX_BYTES, MAX_PIXELS, ImageReadError, read_image
 from uniflow.data.images.shard_lists import INDEX
@@ -49,15 +51,17 @@ class _Cut:
     quality: int
     seed: int
     max_pixels: int
+    captions: bool
 
     def __call__(self, item: _Item) -> tuple[_Item, list[dict[str, Any]], str | None]:
         """The item, its samples as fields of a tar file, and the reason if there are none."""
         try:
             image = read_image(item.path, item.name, max_pixels=self.max_pixels)
             self._check_enlarged(item, image)
+            caption = self._caption(item)
         except ImageReadError as error:
             return item, [], error.reason
-        fields: dict[str, Any] = {} if item.label is None else {"cls": str(item.label)}
+        fields: dict[str, Any] = caption if item.label is None else {"cls": str(item.label), **caption}
         if self.size is None and self.crops_per_image is None:
             suffix = item.path.suffix.lower().removeprefix(".")
             return item, [{suffix: read_bytes(item.path, MAX_BYTES), "json": {"name": item.name}, **fields}], None
@@ -73,6 +77,13 @@ class _Cut:
             origin = {"name": item.name, "top": top, "left": left}
             samples.append({self.format: self._encode(crop), "json": origin, **fields})
         return item, samples, None
+
+    def _caption(self, item: _Item) -> dict[str, bytes]:
+        """The text file beside an image, byte for byte; whoever trains says whether it is a caption."""
+        path = str(item.path)
+        if not self.captions or not os.path.lexists(beside(path, "txt")):
+            return {}
+        return {"txt": read_beside(path, item.name, "txt")}
 
     def _check_enlarged(self, item: _Item, image: Tensor) -> None:
         """Refuse a strip that would become huge if its short side were enlarged to a crop's."""
@@ -124,12 +135,14 @@ def pack(
     num_workers: int = 0,
     overwrite: bool = False,
     max_pixels: int = MAX_PIXELS,
+    captions: bool = True,
 ) -> dict[str, Any]:
     """Pack a folder of images into the shards train-000000.tar, val-..., test-... and an index.json.
 
     The folders `train`, `val` and `test` of the source and class subfolders are taken as `ImageFolder` takes them.
-    Without `size` and `crops_per_image` the files go in as they are. Unreadable files are left out and named in the
-    index. The order is shuffled, and the same call writes the same bytes.
+    Without `size` and `crops_per_image` the files go in as they are. A file `x.txt` beside `x.jpg`, which as a rule is
+    its caption, goes with it and with each of its crops. Unreadable files are left out and named in the index. The
+    order is shuffled, and the same call writes the same bytes.
 
     Args:
         source: folder of images.
@@ -148,10 +161,11 @@ def pack(
         num_workers: processes that read and encode; 0 does it in this one.
         overwrite: replace shards that are in `out`.
         max_pixels: images with more pixels, also after they are enlarged to a crop, are left out; at most 178,956,970.
+        captions: whether text files beside the images go with them.
 
     Returns:
-        The index: samples of each shard, samples and images of each split, class names, held-out and skipped files,
-        and these options.
+        The index: samples of each shard; samples, images and captions of each split; class names, held-out and skipped
+        files, and these options.
 
     Raises:
         ValueError: if an option is out of range, the source holds no image, a file to hold out is not there, or
@@ -164,16 +178,18 @@ def pack(
         raise ValueError("pack: crop_size must be at least 1, quality in 1 ... 100 and num_workers at least 0")
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ValueError(f"pack: max_pixels must be in 1 ... {MAX_PIXELS}, not {max_pixels}")
-    cut = _Cut(size, crops_per_image, crop_size, format, quality, seed, max_pixels)
+    cut = _Cut(size, crops_per_image, crop_size, format, quality, seed, max_pixels, captions)
     items, class_names = _items(source, {"test": hold_out, "val": validation}, labels)
     random.Random(mix_seed(seed)).shuffle(items)
     _clear(out, overwrite)
     skipped: list[dict[str, str]] = []
-    shards = _write(out, shard_size, _cut_all(items, cut, num_workers), skipped)
+    texts: Counter[str] = Counter()
+    shards = _write(out, shard_size, _cut_all(items, cut, num_workers), skipped, texts)
     index: dict[str, Any] = {
         "shards": shards,
         "samples": _per_split(shards),
         "images": dict(Counter(item.split for item in items)),
+        "captions": dict(texts),
         "class_names": class_names,
         "held_out": sorted(item.name for item in items if item.split == "test"),
         "skipped": sorted(skipped, key=lambda entry: entry["name"]),
@@ -183,7 +199,9 @@ def pack(
     if not index["samples"].get("train"):
         raise ValueError(f"pack: not one image of {source} can be read for training; {out / INDEX} says why")
     samples = ", ".join(f"{number} {split}" for split, number in sorted(index["samples"].items()))
-    print(f"packed {len(items) - len(skipped)} images as {samples} samples into {out}; {len(skipped)} skipped")
+    with_text = f", {sum(texts.values())} with the text beside it" if any(texts.values()) else ""
+    packed = len(items) - len(skipped)
+    print(f"packed {packed} images as {samples} samples{with_text} into {out}; {len(skipped)} skipped")
     return index
 
 
@@ -235,8 +253,10 @@ def _cut_all(items: list[_Item], cut: _Cut, num_workers: int) -> Iterator[Any]:
         yield from pool.imap(cut, items, chunksize=8)
 
 
-def _write(out: Path, shard_size: int, results: Iterable[Any], skipped: list[dict[str, str]]) -> dict[str, int]:
-    """Write the samples in order; returns the number in each shard, and adds to `skipped`."""
+def _write(
+    out: Path, shard_size: int, results: Iterable[Any], skipped: list[dict[str, str]], texts: Counter[str]
+) -> dict[str, int]:
+    """Write the samples in order; returns the number in each shard, adds to `skipped`, and counts those with a text."""
     writers: dict[str, wds.TarWriter] = {}
     numbers: Counter[str] = Counter()
     shards: dict[str, int] = {}
@@ -254,6 +274,7 @@ def _write(out: Path, shard_size: int, results: Iterable[Any], skipped: list[dic
                     shards[name] = 0
                 writers[item.split].write({"__key__": f"{numbers[item.split]:08d}", **sample})
                 numbers[item.split] += 1
+                texts[item.split] += "txt" in sample
                 shards[name] += 1
     finally:
         for writer in writers.values():

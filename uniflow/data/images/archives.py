@@ -8,7 +8,7 @@ import io
 import lzma
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
@@ -65,8 +65,10 @@ def read_samples(url: str, max_bytes: int = MAX_BYTES, contents: bool = True) ->
         yield sample
 
 
-def image_field(raw: RawSample, wanted: str | None = None) -> str | None:
-    """The field that is the image of a sample; None if there is none.
+def image_field(
+    raw: RawSample, wanted: str | None = None, extensions: Collection[str] = EXTENSIONS, noun: str = "image"
+) -> str | None:
+    """The field that is the image of a sample, or what else has one of the `extensions`; None if there is none.
 
     It is `wanted`, or else the only field whose whole name is an image's extension, or else the only one that ends in
     one. So `x.jpg` is the image beside `x.depth.png`.
@@ -76,13 +78,13 @@ def image_field(raw: RawSample, wanted: str | None = None) -> str | None:
     """
     if wanted is not None:
         return wanted if wanted in raw else None
-    images = [name for name in raw if not name.startswith("__") and "." + name.rsplit(".", 1)[-1] in EXTENSIONS]
+    images = [name for name in raw if not name.startswith("__") and "." + name.rsplit(".", 1)[-1] in extensions]
     candidates = [name for name in images if "." not in name] or images
     if len(candidates) > 1:
         listed = ", ".join(candidates[:3]) + (" ..." if len(candidates) > 3 else "")
         raise DataError(
-            f"{raw['__url__']}: the sample {raw['__key__']} has {len(candidates)} images ({listed}); a sample's "
-            "name ends at the first dot, so name the field of the image with image_field, or pack the images again "
+            f"{raw['__url__']}: the sample {raw['__key__']} has {len(candidates)} {noun}s ({listed}); a sample's "
+            f"name ends at the first dot, so name the field of the {noun} with {noun}_field, or pack the {noun}s again "
             "without dots in their names"
         )
     return candidates[0] if candidates else None

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from uniflow.core.files import printable
 from uniflow.data.images.buckets import read_sizes
+from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.crops import CroppedImages
 from uniflow.data.images.listing import list_images as list_images  # other modules import it from here
 from uniflow.data.images.listing import walk_images
@@ -21,7 +22,8 @@ from uniflow.data.sampler import sample_generator
 
 
 class ImageFolder(CroppedImages):
-    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,) with classes.
+    """A folder of images; a batch is {"image": uint8 (B, 3, size, size)}, with classes "label": int64 (B,), and with
+    `caption` "caption", a list of B texts.
     In validation and test there is also "name": each file's path relative to the folder, with "/".
 
     The folders `train`, `val` and `test` of `root` are used if they exist. A missing split is taken from the training
@@ -36,6 +38,9 @@ class ImageFolder(CroppedImages):
 
     noun: ClassVar[str] = "image"
     extensions: ClassVar[frozenset[str]] = EXTENSIONS
+    field_hints: ClassVar[dict[str, str]] = {
+        CAPTION: "set data.caption to what holds the captions beside the images: txt, or json:KEY"
+    }
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class ImageFolder(CroppedImages):
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
         labels: bool | None = None,
+        caption: str | None = None,
         bucket_by: Literal["random", "aspect"] = "random",
         **settings: Any,
     ) -> None:
@@ -60,6 +66,9 @@ class ImageFolder(CroppedImages):
             val_fraction: share of the training images used for validation if there is no such folder.
             test_fraction: share of the training images used for testing if there is no such folder.
             labels: whether first-level subfolders are classes; by default they are if all images lie in them.
+            caption: where the caption of `x.jpg` is: "txt", the file `x.txt` beside it, or "json:KEY", the text under
+                KEY of `x.json`; by default there are no captions. An image without one, or with one that is empty or
+                not UTF-8, is skipped and named in the log of skipped images.
             bucket_by: "random" draws one of `buckets` for each batch; "aspect" assigns each image to the buckets whose
                 aspect ratio is nearest to its own, for which the files' headers are read when training begins.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
@@ -79,6 +88,7 @@ class ImageFolder(CroppedImages):
         self.given = {"val": val, "test": test}
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.labels, self.bucket_by = labels, bucket_by
+        self.caption = None if caption is None else CaptionSource.parse(caption, type(self).__name__)
         self._files: dict[str, tuple[Path, list[str]]] | None = None
         self._aspects: np.ndarray | None = None
 
@@ -226,7 +236,7 @@ class ImageFiles(Dataset):
         self.names = np.array([os.fsencode(name) for name in names])
         numbers = {name: i for i, name in enumerate(module.class_names or [])}
         self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
-        self.seed, self.skip_log = module.seed, module.skip_log
+        self.seed, self.skip_log, self.caption = module.seed, module.skip_log, module.caption
         self.train_crop, self.eval_crop, self.max_pixels = module.train_crop, module.eval_crop, module.max_pixels
 
     def __len__(self) -> int:
@@ -236,7 +246,8 @@ class ImageFiles(Dataset):
         name = os.fsdecode(self.names[int(index)])
         path = os.path.join(self.folder, name)  # several times faster than pathlib
         try:
-            sample: dict[str, object] = {"image": self.read(path, name, index)}
+            told = {} if self.caption is None else {CAPTION: self.caption.beside(path, name)}
+            sample: dict[str, object] = {"image": self.read(path, name, index), **told}
         except ImageReadError as error:
             self.skip_log.add(self.split, path, error.reason)
             return None

@@ -6,24 +6,35 @@ import json
 import random
 from collections.abc import Iterator
 from itertools import chain, count, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import webdataset as wds
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from uniflow.core.errors import one_line
 from uniflow.data.errors import DataError
 from uniflow.data.images.archives import BrokenShardError, RawSample, image_field, read_samples
 from uniflow.data.images.buckets import Buckets
-from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
+from uniflow.data.images.captions import CAPTION, CaptionSource
+from uniflow.data.images.reading import EXTENSIONS, MAX_PIXELS, ImageReadError, read_image
 from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop
 from uniflow.data.sampler import batch_sizes, mix_seed
 from uniflow.data.skipped import SkipLog
 
+Crops = tuple[RandomResizedCrop, CenterCrop]
+
 
 class ShardReader:
-    """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, with classes, "label"."""
+    """Reads the samples of one split: raw from a tar file, or as dicts with "image" and, where they are asked for,
+    "label" and "caption".
+
+    A subclass whose samples are other files overrides `noun`, `extensions` and `view`.
+    """
+
+    noun: ClassVar[str] = "image"
+    extensions: ClassVar[frozenset[str]] = EXTENSIONS
 
     def __init__(
         self,
@@ -34,6 +45,8 @@ class ShardReader:
         strict: bool = False,
         image_field: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        caption: CaptionSource | None = None,
+        crops: Crops | None = None,
     ) -> None:
         """
         Args:
@@ -44,9 +57,12 @@ class ShardReader:
                 of a broken shard is skipped and logged.
             image_field: the field that is the image, such as "jpg" or "rgb.png"; by default the only one that can be.
             max_pixels: images with more pixels are skipped.
+            caption: where the captions are; None: no captions. A sample without one is skipped.
+            crops: of training and of evaluation; not needed to count samples.
         """
         self.split, self.num_classes, self.skip_log = split, num_classes, skip_log
         self.strict, self.image_field, self.max_pixels = strict, image_field, max_pixels
+        self.caption, self.crops = caption, crops
 
     def raw(self, url: str, expected: int | None = None, contents: bool = True) -> Iterator[RawSample]:
         """The undecoded samples of one shard that have an image, with the name of its field as "__image__".
@@ -62,10 +78,10 @@ class ShardReader:
         number = 0
         try:
             for sample in read_samples(url, contents=contents):
-                image = image_field(sample, self.image_field)
+                image = image_field(sample, self.image_field, self.extensions, self.noun)
                 if image is None:
                     fields = [name for name in sample if not name.startswith("__")]
-                    wanted = self.image_field or "image"
+                    wanted = self.image_field or self.noun
                     self.skip_log.add(self.split, f"{url}:{sample['__key__']}", f"no {wanted} among {sorted(fields)}")
                     continue
                 number += 1
@@ -81,21 +97,51 @@ class ShardReader:
             return
         if self.strict and expected is not None and number != expected:
             raise DataError(
-                f"the {self.split} shard {url} has {number} images, but index.json says {expected}; replace it, "
-                "pack the images again, or set allow_missing to use what is there"
+                f"the {self.split} shard {url} has {number} {self.noun}s, but index.json says {expected}; replace it, "
+                f"pack the {self.noun}s again, or set allow_missing to use what is there"
             )
 
-    def decode(self, raw: RawSample, min_side: int | None = None) -> dict[str, Any] | None:
-        """The sample with its whole image, uint8 (3, H, W); None and a line in the skip log if it cannot be read."""
+    def read(
+        self, raw: RawSample, generator: torch.Generator | None = None, size: tuple[int, int] | None = None
+    ) -> dict[str, Any] | None:
+        """The sample with its cropped image; None and a line in the skip log if it cannot be read.
+
+        Args:
+            raw: as `raw` gives it.
+            generator: of the random crop of training; None is the crop of evaluation.
+            size: height and width of the random crop; by default its own.
+        """
         name = f"{raw['__url__']}:{raw['__key__']}"
         try:
-            sample: dict[str, Any] = {"image": read_image(raw[raw["__image__"]], name, min_side, self.max_pixels)}
-            if self.num_classes is not None:
-                sample["label"] = self._label(raw, name, self.num_classes)
-            return sample
+            told = self._told(raw, name)
+            return {"image": self.view(raw, name, generator, size), **told}
         except ImageReadError as error:
             self.skip_log.add(self.split, name, error.reason)
             return None
+
+    def view(
+        self, raw: RawSample, name: str, generator: torch.Generator | None, size: tuple[int, int] | None
+    ) -> Tensor:
+        """The crop of a sample's image, uint8 (3, H, W); arguments as of `read`.
+
+        Raises:
+            ImageReadError: if it cannot be read.
+        """
+        assert self.crops is not None
+        train_crop, eval_crop = self.crops
+        content = raw[raw["__image__"]]
+        if generator is None:
+            return eval_crop(read_image(content, name, max_pixels=self.max_pixels))
+        return train_crop(read_image(content, name, train_crop.min_side, self.max_pixels), generator, size)
+
+    def _told(self, raw: RawSample, name: str) -> dict[str, Any]:
+        """What a sample says about its image: "label" and "caption"."""
+        told: dict[str, Any] = {}
+        if self.num_classes is not None:
+            told["label"] = self._label(raw, name, self.num_classes)
+        if self.caption is not None:
+            told[CAPTION] = self.caption.of_sample(raw, name)
+        return told
 
     def _label(self, raw: RawSample, name: str, num_classes: int) -> int:
         try:
@@ -123,7 +169,6 @@ class TrainShards(IterableDataset):
         self,
         reader: ShardReader,
         urls: list[str],
-        crop: RandomResizedCrop,
         buckets: Buckets | None = None,
         *,
         batches: int,
@@ -134,7 +179,7 @@ class TrainShards(IterableDataset):
         resample: bool,
         shuffle_buffer: int,
     ) -> None:
-        self.reader, self.urls, self.crop, self.buckets = reader, urls, crop, buckets
+        self.reader, self.urls, self.buckets = reader, urls, buckets
         self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
         self.seed, self.resample, self.shuffle_buffer = seed, resample, shuffle_buffer
         # Shared, because persistent workers hold copies of everything else.
@@ -151,22 +196,22 @@ class TrainShards(IterableDataset):
 
     def _samples(self, epoch: int, lane: int, lanes: int, first: int, last: int) -> Iterator[dict[str, Any]]:
         """The samples for the slots `first` to `last` of a lane."""
-        waiting: list[int] = []
+        waiting: dict[int, dict[str, Any] | None] = {}
         stream = enumerate(self._raw(epoch, lane, lanes)) if first < last else iter(())
         for slot, raw in islice(stream, first, None):
             if slot < last:
-                waiting.append(slot)
-            sample = self.reader.decode(raw, self.crop.min_side)
-            if sample is None:
-                if slot >= last + 1000 or len(waiting) > 1000:
-                    raise DataError("1000 training samples in a row cannot be read; see the skip log")
-                continue
-            for filled in waiting:
-                seed = mix_seed(self.seed, epoch, self.rank, lane, filled)
-                size = self.buckets.size(epoch, lane + filled // self.batch_size * lanes) if self.buckets else None
-                yield {**sample, "image": self.crop(sample["image"], torch.Generator().manual_seed(seed), size)}
-            waiting.clear()
-            if slot >= last - 1:
+                waiting[slot] = None
+            # Each slot takes the first sample from its own on that it can read, so a resume gives it the same one.
+            for empty in [other for other, sample in waiting.items() if sample is None]:
+                seed = mix_seed(self.seed, epoch, self.rank, lane, empty)
+                size = self.buckets.size(epoch, lane + empty // self.batch_size * lanes) if self.buckets else None
+                waiting[empty] = self.reader.read(raw, torch.Generator().manual_seed(seed), size)
+            while waiting and (sample := waiting[next(iter(waiting))]) is not None:
+                del waiting[next(iter(waiting))]
+                yield sample
+            if waiting and (slot >= last + 1000 or len(waiting) > 1000):
+                raise DataError("1000 training samples in a row cannot be read; see the skip log")
+            if not waiting and slot >= last - 1:
                 return
 
     def _raw(self, epoch: int, lane: int, lanes: int) -> Iterator[RawSample]:
@@ -210,7 +255,6 @@ class EvaluationShards(IterableDataset):
         self,
         reader: ShardReader,
         urls: list[str],
-        crop: CenterCrop,
         collate: Any,
         *,
         batch_size: int,
@@ -224,7 +268,7 @@ class EvaluationShards(IterableDataset):
                 f"evaluation by {world_size} processes needs the number of samples in each shard; "
                 "use local shards, which are counted, or one process"
             )
-        self.reader, self.urls, self.crop, self.collate = reader, urls, crop, collate
+        self.reader, self.urls, self.collate = reader, urls, collate
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.counts, self.expected = counts, expected
 
@@ -242,9 +286,8 @@ class EvaluationShards(IterableDataset):
             groups = (list(islice(share, size)) for size in sizes)
         group: list[RawSample] | None = None
         for group in groups:
-            decoded = [(sample, r["__key__"]) for r in group if (sample := self.reader.decode(r)) is not None]
-            if decoded:
-                samples = [{**s, "image": self.crop(s["image"]), "name": key} for s, key in decoded]
+            samples = [{**s, "name": r["__key__"]} for r in group if (s := self.reader.read(r)) is not None]
+            if samples:
                 yield self.collate(samples)
             elif self.world_size > 1:
                 raise DataError(

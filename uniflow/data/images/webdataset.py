@@ -5,24 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from uniflow.data.base import ResumableDataLoader
+from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.crops import CroppedImages
 from uniflow.data.images.shard_lists import INDEX, index_count, read_index, separate, shard_counts, shard_urls
 from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
 
 
 class WebDataset(CroppedImages):
-    """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, and "label": int64 (B,).
+    """Shards (tar files) of images; a batch is {"image": uint8 (B, 3, size, size)}, with classes "label": int64 (B,),
+    and with `caption` "caption", a list of B texts.
     In validation and test there is also "name": a sample's key, which is its path in the shard without the extension.
 
     A sample is an image file and, with classes, a `.cls` file (an integer as text) or a `.json` file with an
-    integer "label". `uniflow pack` makes such shards, and an `index.json` that is read if it lies next to local ones.
+    integer "label"; with captions also a `.txt` file, or a text in the `.json` file. `uniflow pack` makes such shards,
+    and an `index.json` that is read if it lies next to local ones.
 
     An epoch is `epoch_length` training samples. With `resample` each worker draws shards with replacement, so that
     any number of processes and workers can share any number of shards. Without it the shards are shuffled and divided
@@ -30,6 +33,11 @@ class WebDataset(CroppedImages):
 
     With fewer shards than `num_workers` a loader has fewer workers.
     """
+
+    field_hints: ClassVar[dict[str, str]] = {
+        CAPTION: "set data.caption to the field that holds the captions: txt, or json:KEY",
+        "label": "set data.num_classes",
+    }
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class WebDataset(CroppedImages):
         shuffle_buffer: int = 1000,
         num_classes: int | None = None,
         image_field: str | None = None,
+        caption: str | None = None,
         allow_missing: bool = False,
         **settings: Any,
     ) -> None:
@@ -60,6 +69,9 @@ class WebDataset(CroppedImages):
             num_classes: number of classes; by default those of `index.json`, and no labels without it.
             image_field: the field of a sample that is its image, such as "jpg" or "rgb.png" of `x.rgb.png`. By default
                 it is the only field that is an image, or the only one without a dot.
+            caption: where a sample's caption is: "txt", its `.txt` file, or "json:KEY", the text under KEY of its
+                `.json` file (img2dataset: "json:caption"); by default there are no captions. A sample without one, or
+                with one that is empty or not UTF-8, is skipped and named in the log of skipped images.
             allow_missing: evaluate what is left of shards that are cut off, or that hold another number of images than
                 their `index.json` says; otherwise that is an error.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
@@ -70,10 +82,11 @@ class WebDataset(CroppedImages):
         super().__init__(size=size, **settings)
         for name, value in (("epoch_length", epoch_length), ("num_classes", num_classes)):
             if value is not None and value < 1:
-                raise ValueError(f"WebDataset: {name} must be at least 1, not {value}")
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, not {value}")
         self.sources = {"train": train, "val": val, "test": test}
         self.epoch_length, self.resample, self.shuffle_buffer = epoch_length, resample, shuffle_buffer
         self.num_classes, self.image_field, self.allow_missing = num_classes, image_field, allow_missing
+        self.caption = None if caption is None else CaptionSource.parse(caption, type(self).__name__)
         self._passes = 0
 
     def setup(self, stage: str | None = None) -> None:
@@ -83,7 +96,9 @@ class WebDataset(CroppedImages):
         names = index.get("class_names")
         if self.num_classes is not None:
             if names is not None and len(names) != self.num_classes:
-                raise ValueError(f"WebDataset: num_classes is {self.num_classes}, but {INDEX} names {len(names)}")
+                raise ValueError(
+                    f"{type(self).__name__}: num_classes is {self.num_classes}, but {INDEX} names {len(names)}"
+                )
             names = names or [str(i) for i in range(self.num_classes)]
         self.class_names = names
         super().setup(stage)
@@ -95,23 +110,32 @@ class WebDataset(CroppedImages):
     def make_plain_train_dataset(self) -> IterableDataset:
         return self._stream("train", training=False)
 
+    def make_reader(self, split: str, num_classes: int | None, strict: bool) -> ShardReader:
+        """What reads the samples of `split`; arguments as of `ShardReader`."""
+        return ShardReader(split, num_classes, self.skip_log, strict=strict, **self.reading())
+
+    def reading(self) -> dict[str, Any]:
+        """The other arguments of a `ShardReader`."""
+        crops = (self.train_crop, self.eval_crop)
+        fields = {"image_field": self.image_field, "caption": self.caption}
+        return {**fields, "max_pixels": self.max_pixels, "crops": crops}
+
     def _stream(self, split: str, training: bool) -> IterableDataset:
         classes = len(self.class_names) if self.class_names is not None else None
         urls, strict = self.urls[split], split != "train" and not self.allow_missing
-        settings: dict[str, Any] = {"image_field": self.image_field, "max_pixels": self.max_pixels}
-        reader = ShardReader(split, classes, self.skip_log, strict=strict, **settings)
+        reader = self.make_reader(split, classes, strict)
         process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         if not training:
             counts = shard_counts(urls, reader, trust_index=strict) if self.world_size > 1 else None
             options: dict[str, Any] = {"counts": counts, "expected": [index_count(url) for url in urls], **process}
-            return EvaluationShards(reader, urls, self.eval_crop, self.collate, **options)
+            return EvaluationShards(reader, urls, self.collate, **options)
         if not self.resample and len(urls) < self.world_size:
             raise ValueError(
-                f"WebDataset: {len(urls)} training shards cannot be divided among {self.world_size} processes; "
-                "set resample to true or pack the data into more shards"
+                f"{type(self).__name__}: {len(urls)} training shards cannot be divided among {self.world_size} "
+                "processes; set resample to true or pack the data into more shards"
             )
         return TrainShards(
-            reader, urls, self.train_crop, self.buckets, batches=self._batches(), seed=self.seed,
+            reader, urls, self.buckets, batches=self._batches(), seed=self.seed,
             resample=self.resample, shuffle_buffer=self.shuffle_buffer, **process,
         )  # fmt: skip
 
@@ -139,27 +163,25 @@ class WebDataset(CroppedImages):
 
     def _workers(self, split: str, shards: int) -> int:
         if self.num_workers > shards:
-            rank_zero_warn(
-                f"WebDataset: {shards} {split} shards per process can feed {shards} workers, not {self.num_workers}"
-            )
+            feed = f"{shards} {split} shards per process can feed {shards} workers, not {self.num_workers}"
+            rank_zero_warn(f"{type(self).__name__}: {feed}")
         return min(self.num_workers, shards)
 
     def _batches(self) -> int:
         length = self.epoch_length
         if length is None:
-            reader = ShardReader("train", None, self.skip_log, image_field=self.image_field)
-            counts = shard_counts(self.urls["train"], reader)
+            counts = shard_counts(self.urls["train"], self.make_reader("train", None, strict=False))
             if counts is None:
                 raise ValueError(
-                    "WebDataset: set epoch_length, the training samples per epoch; "
+                    f"{type(self).__name__}: set epoch_length, the training samples per epoch; "
                     f"the samples of {self.urls['train'][0]} cannot be counted, because it is not local"
                 )
             length = sum(counts)
         batches = length // (self.batch_size * self.world_size)
         if batches < 1:
             raise ValueError(
-                f"WebDataset: {length} samples per epoch do not fill a batch of {self.batch_size} on each of "
-                f"{self.world_size} processes; lower batch_size or raise epoch_length"
+                f"{type(self).__name__}: {length} samples per epoch do not fill a batch of {self.batch_size} on each "
+                f"of {self.world_size} processes; lower batch_size or raise epoch_length"
             )
         return batches
 

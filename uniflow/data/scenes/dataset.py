@@ -117,6 +117,7 @@ class Scenes(ImageDataModule):
     """
 
     list_fields: ClassVar[frozenset[str]] = frozenset({"boxes", "box_labels", "box_visibility", "caption", "questions"})
+    field_hints: ClassVar[dict[str, str]] = {field: f"add {field} to data.fields" for field in FIELDS}
     mask_names: ClassVar[list[str]] = ["background", *CLASS_NAMES]  # of the values of "mask"
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,34 @@ from uniflow.data.images.reading import MAX_PIXELS, ImageReadError
 # Extension -> libav's name of the container. A file is opened as what it is called: some of libav's formats are lists
 # of addresses that it would fetch.
 CONTAINERS = {
-    ".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".avi": "avi", ".mkv": "matroska", ".webm": "matroska",
+    ".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".avi": "avi", ".mkv": "matroska", ".webm": "matroska", ".gif": "gif",
 }  # fmt: skip
-EXTENSIONS = frozenset(CONTAINERS)
+EXTENSIONS = frozenset(CONTAINERS) - {".gif"}  # of files in folders, where a GIF is an image
 TOLERANCE = 0.05  # share of the frames that a header may promise too many
 
 
 class VideoReadError(ImageReadError):
     """A video that cannot be read, or not to its end; the message is "NAME: REASON" in one line."""
+
+
+class VideoBytes(NamedTuple):
+    """A video file in memory.
+
+    Attributes:
+        name: with the extension that says what it is.
+        data: its content.
+    """
+
+    name: str
+    data: bytes
+
+
+VideoSource = str | os.PathLike[str] | VideoBytes
+
+
+def source_name(source: VideoSource) -> str:
+    """The name of a video, a path for a file."""
+    return source.name if isinstance(source, VideoBytes) else os.fspath(source)
 
 
 class Frame(NamedTuple):
@@ -68,22 +89,21 @@ def import_av() -> Any:
 
 
 @contextmanager
-def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """PyAV's container of a video file; nothing but this file is opened, whatever it says.
+def open_container(source: VideoSource) -> Iterator[Any]:
+    """PyAV's container of a video; nothing but this file is opened, whatever it says.
 
     Raises:
         VideoReadError: if it cannot be opened, is not a container of the kind that it is called, or breaks while it
             is read inside of the context.
         ImportError: without PyAV.
     """
-    av, name = import_av(), os.fspath(path)
-    kind = CONTAINERS.get(Path(path).suffix.lower())
-    if kind is None:
-        raise VideoReadError(name, f"not a known kind of video ({' '.join(sorted(EXTENSIONS))})")
+    av, name = import_av(), source_name(source)
+    kind = container_kind(name)
     try:
-        with open_regular(path) as file:
-            if not os.fstat(file.fileno()).st_size:
+        with io.BytesIO(source.data) if isinstance(source, VideoBytes) else open_regular(source) as file:
+            if not file.seek(0, os.SEEK_END):
                 raise VideoReadError(name, "the file is empty")
+            file.seek(0)
             with av.open(file, format=kind, metadata_errors="replace") as container:
                 yield container
     except av.error.FFmpegError as error:
@@ -92,18 +112,30 @@ def open_container(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise VideoReadError(name, f"cannot be opened ({error.strerror or error})") from error
 
 
-def file_info(path: str | os.PathLike[str]) -> VideoInfo:
+def container_kind(name: str) -> str:
+    """libav's name of the container that a file is called.
+
+    Raises:
+        VideoReadError: if it is none that is read.
+    """
+    kind = CONTAINERS.get(Path(name).suffix.lower())
+    if kind is None:
+        raise VideoReadError(name, f"not a known kind of video ({' '.join(sorted(CONTAINERS))})")
+    return kind
+
+
+def file_info(source: VideoSource) -> VideoInfo:
     """What a video file's header says; errors as in `open_container`, or without a picture track."""
-    with open_container(path) as container:
-        stream = _pictures(container, path)
+    with open_container(source) as container:
+        stream = _pictures(container, source)
         return VideoInfo(_rate(stream), _count(container, stream), bool(container.streams.audio))
 
 
-def file_frames(path: str | os.PathLike[str], start: float = 0.0, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
+def file_frames(source: VideoSource, start: float = 0.0, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
     """The frames of a video file from the time `start` on, upright, one in memory at a time.
 
     Args:
-        path: the file.
+        source: the file.
         start: seconds after the first frame; reached by the file's index where it has one.
         max_pixels: most pixels of a frame.
 
@@ -113,9 +145,9 @@ def file_frames(path: str | os.PathLike[str], start: float = 0.0, max_pixels: in
     Raises:
         VideoReadError: if it cannot be read, breaks off, or changes its size.
     """
-    name = os.fspath(path)
-    with open_container(path) as container:
-        stream = _pictures(container, path)
+    name = source_name(source)
+    with open_container(source) as container:
+        stream = _pictures(container, source)
         context = stream.codec_context
         if context.width * context.height > max_pixels:
             raise VideoReadError(
@@ -168,11 +200,11 @@ def _upright(frame: _Timed) -> Tensor:
     return torch.rot90(image, round(frame.picture.rotation / 90), dims=(1, 2)).contiguous()
 
 
-def _pictures(container: Any, path: str | os.PathLike[str]) -> Any:
+def _pictures(container: Any, source: VideoSource) -> Any:
     if not container.streams.video:
-        raise VideoReadError(os.fspath(path), "has no picture track")
+        raise VideoReadError(source_name(source), "has no picture track")
     if container.streams.video[0].codec_context is None:
-        raise VideoReadError(os.fspath(path), "its pictures are in a code that libav does not know")
+        raise VideoReadError(source_name(source), "its pictures are in a code that libav does not know")
     return container.streams.video[0]
 
 

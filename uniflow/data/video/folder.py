@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from uniflow.data.collate import collate
 from uniflow.data.images.folder import ImageFiles, ImageFolder
 from uniflow.data.images.listing import walk_images
 from uniflow.data.sampler import sample_generator
-from uniflow.data.video.files import EXTENSIONS, VideoReadError, import_av
-from uniflow.data.video.reading import read_frames, video_info
+from uniflow.data.video.cutting import ClipCut, collate_clips
+from uniflow.data.video.files import EXTENSIONS
+from uniflow.data.video.reading import Backend, import_backend
 
 
 class ClipFolder(ImageFolder):
     """A folder of video files and of folders of frames; a sample is a clip, and a batch holds all frames of its clips:
     {"image": uint8 (B T, 3, size, size), "frames": T}, clip after clip, so that whatever works on images works on them.
-    With classes there is "label", in validation and test "name", each for every frame.
+    With classes there is "label", with `caption` "caption", in validation and test "name", each for every frame.
 
     A folder of frames is one that holds two or more images directly; their names are sorted naturally (2 before 10).
     Splits, classes and names are those of `ImageFolder`, of clips instead of images. Of every clip an epoch has
@@ -42,6 +41,7 @@ class ClipFolder(ImageFolder):
         length: int = 8,
         stride: int = 1,
         rate: float | None = None,
+        backend: Backend = "pyav",
         val: str | None = None,
         test: str | None = None,
         val_fraction: float = 0.05,
@@ -58,6 +58,7 @@ class ClipFolder(ImageFolder):
             stride: every n-th frame of the file is one of the clip.
             rate: frames a second that files are brought to first, by leaving out or repeating; None takes each
                 file's own. A folder of frames has 25.
+            backend: what decodes video files: "pyav", or "torchcodec", which is a package of its own.
             val: as for `ImageFolder`.
             test: as for `ImageFolder`.
             val_fraction: as for `ImageFolder`.
@@ -68,31 +69,26 @@ class ClipFolder(ImageFolder):
 
         Raises:
             ValueError: if a setting is out of range; in `setup`, if a folder is missing or a split is empty.
-            ImportError: in `setup`, if there are video files and PyAV is missing.
+            ImportError: in `setup`, if there are video files and the backend's package is missing.
         """
         if settings.get("bucket_by", "random") != "random":
             raise ValueError("ClipFolder: bucket_by must be random: the sizes of clips are not read before training")
         splits: dict[str, Any] = {"val": val, "test": test, "val_fraction": val_fraction}
         splits |= {"test_fraction": test_fraction, "labels": labels}
         super().__init__(root, size, batch_size=batch_size, **splits, **settings)
-        for name, value in (("length", length), ("stride", stride)):
-            if value < 1:
-                raise ValueError(f"ClipFolder: {name} must be at least 1, not {value}")
-        if rate is not None and not 0 < rate < 1e6:
-            raise ValueError(f"ClipFolder: rate must be above 0 frames a second, not {rate}")
-        self.length, self.stride, self.rate = length, stride, rate
+        self.cut = ClipCut(length, stride, rate, self.max_pixels, backend, owner="ClipFolder")
 
     @cached_property
     def collate(self) -> Callable[[list[Any]], Any]:
         return partial(collate_clips, list_fields=self.list_fields)
 
     def crops(self) -> dict[str, Any]:
-        return {**super().crops(), "length": self.length, "stride": self.stride, "rate": self.rate}
+        return {**super().crops(), **self.cut.settings()}
 
     def walk(self, folder: Path) -> dict[str, int]:
         clips = walk_images(folder, EXTENSIONS)
         if clips:
-            import_av()  # now, and not once for every file in the log
+            import_backend(self.cut.backend)  # now, and not once for every file in the log
         holders = Counter(name.rpartition("/")[0] or "." for name in walk_images(folder))
         for name in (name for name, count in holders.items() if count > 1):
             status = os.stat(folder / name)
@@ -111,45 +107,9 @@ class ClipFiles(ImageFiles):
 
     def __init__(self, module: ClipFolder, *split: Any) -> None:
         super().__init__(module, *split)
-        self.length, self.stride, self.rate = module.length, module.stride, module.rate
+        self.cut = module.cut
 
     def read(self, path: str, name: str, index: int) -> Tensor:
         """The frames of a clip in their common crop, (T, 3, H, W); only cropped frames are kept."""
-        info, generator = video_info(path), sample_generator(self.seed, index)
-        seconds = ((self.length - 1) * self.stride + 1) / (self.rate or info.rate)
-        slack = max(0.0, (info.frames or 0) / info.rate - seconds)
-        share = torch.rand((), generator=generator, dtype=torch.float64).item() if self.training else 0.5
-        start = int(share * slack * info.rate + 1e-6) / info.rate  # the time of a frame
-        frames: list[Tensor] = []
-        plan = None
-        options = {"start": start, "stride": self.stride, "length": self.length, "rate": self.rate}
-        for frame in read_frames(path, **options, max_pixels=self.max_pixels):  # type: ignore[arg-type]
-            height, width = frame.image.shape[-2:]
-            if plan is None and self.training:
-                plan = self.train_crop.draw(height, width, generator, getattr(index, "size", None))
-            elif plan is None:
-                plan = self.eval_crop.plan(height, width)
-            frames.append(plan.image(frame.image))
-        if len(frames) < self.length:
-            raise VideoReadError(path, f"too short: {len(frames)} of the {self.length} frames of a clip")
-        return torch.stack(frames)
-
-
-def collate_clips(samples: Sequence[dict[str, Any]], list_fields: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A batch of clips as a batch of frames: "image" (B T, 3, H, W) and "frames": T; further fields for each frame.
-
-    Args:
-        samples: dicts with "image" (T, 3, H, W), all with the same T.
-        list_fields: as for `uniflow.data.collate.collate`.
-
-    Returns:
-        Clip after clip. Numbers are repeated for each frame; names get the frame's number.
-    """
-    batch = collate(samples, list_fields)
-    frames = batch["image"].shape[1]
-    result = {"image": batch.pop("image").flatten(0, 1), "frames": frames}
-    if "name" in batch:
-        result["name"] = [f"{name} frame {number:03d}" for name in batch.pop("name") for number in range(frames)]
-    for field, values in batch.items():
-        result[field] = values.repeat_interleave(frames, dim=0)
-    return result
+        generator = sample_generator(self.seed, index) if self.training else None
+        return self.cut(path, (self.train_crop, self.eval_crop), generator, getattr(index, "size", None))

@@ -7,48 +7,77 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
 from uniflow.data.images.reading import EXTENSIONS as IMAGE_EXTENSIONS
 from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
-from uniflow.data.video.files import Frame, VideoInfo, VideoReadError, file_frames, file_info
+from uniflow.data.video.codec import codec_frames, codec_info, import_torchcodec
+from uniflow.data.video.files import (
+    Frame,
+    VideoBytes,
+    VideoInfo,
+    VideoReadError,
+    VideoSource,
+    file_frames,
+    file_info,
+    import_av,
+    source_name,
+)
 
+Backend = Literal["pyav", "torchcodec"]
+BACKENDS: tuple[str, ...] = ("pyav", "torchcodec")
 FOLDER_RATE = 25.0  # frames a second that a folder of frames stands for: it has no clock
 
 
-def video_info(path: str | os.PathLike[str]) -> VideoInfo:
+def import_backend(backend: Backend) -> None:
+    """Import the package that a backend needs.
+
+    Raises:
+        ImportError: if it is missing, in one line.
+    """
+    import_torchcodec() if backend == "torchcodec" else import_av()
+
+
+def video_info(source: VideoSource, backend: Backend = "pyav") -> VideoInfo:
     """Rate, number of frames and sound of a video file or of a folder of frames, without decoding.
+
+    Args:
+        source: as for `read_frames`.
+        backend: as for `read_frames`.
 
     Raises:
         VideoReadError: if it cannot be opened, or holds no pictures.
     """
-    if os.path.isdir(path):
-        return VideoInfo(FOLDER_RATE, len(frame_files(path)), False)
-    return file_info(path)
+    if _is_folder(source):
+        return VideoInfo(FOLDER_RATE, len(frame_files(source)), False)
+    return codec_info(source) if backend == "torchcodec" else file_info(source)
 
 
 def read_frames(
-    path: str | os.PathLike[str],
+    source: VideoSource,
     *,
     start: float = 0.0,
     stride: int = 1,
     length: int | None = None,
     rate: float | None = None,
     max_pixels: int = MAX_PIXELS,
+    backend: Backend = "pyav",
 ) -> Iterator[Frame]:
     """The frames of a video file or of a folder of frames, one in memory at a time.
 
     Args:
-        path: the video file; or the folder, whose images come in the natural order of their names (2 before 10), at
-            25 a second.
+        source: the video file, or its content (`VideoBytes`); or the folder, whose images come in the natural order of
+            their names (2 before 10), at 25 a second.
         start: seconds after the first frame.
         stride: every n-th frame is given.
         length: most frames to give; None is all.
         rate: frames a second: at each time k / rate the frame that is then shown, before `stride` counts. None gives
             every frame as it is.
         max_pixels: most pixels of a frame.
+        backend: what decodes files, "pyav" or "torchcodec".
 
     Yields:
         Frames with the time since the clip's first frame in seconds, and the image, uint8 (3, H, W), upright. All of a
@@ -57,28 +86,38 @@ def read_frames(
     Raises:
         ValueError: if a number is out of range.
         VideoReadError: if it cannot be read, or breaks off before `length` frames.
-        ImportError: for a file, without PyAV.
+        ImportError: for a file, without the backend's package.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"read_frames: backend must be {' or '.join(BACKENDS)}, not {backend!r}")
     for name, value, least in (("stride", stride, 1), ("length", 1 if length is None else length, 1)):
         if value < least:
             raise ValueError(f"read_frames: {name} must be at least {least}, not {value}")
     if start < 0 or (rate is not None and not 0 < rate < 1e6):
         raise ValueError(f"read_frames: start must be >= 0 and rate > 0, got start {start} and rate {rate}")
-    frames = _folder_frames if os.path.isdir(path) else file_frames
-    stream = frames(path, start, max_pixels)
+    if _is_folder(source):
+        stream = _folder_frames(source, start, max_pixels)
+    elif backend == "torchcodec":
+        stream = codec_frames(source, start, max_pixels)
+    else:
+        stream = file_frames(source, start, max_pixels)
     return islice(stream if rate is None else _resampled(stream, rate, start), 0, length and length * stride, stride)
 
 
-def read_clip(path: str | os.PathLike[str], length: int, **options: float) -> Tensor:
+def read_clip(source: VideoSource, length: int, **options: Any) -> Tensor:
     """Exactly `length` frames as one tensor, uint8 (length, 3, H, W); `options` as of `read_frames`.
 
     Raises:
         VideoReadError: as in `read_frames`, or if there are fewer.
     """
-    frames = [frame.image for frame in read_frames(path, length=length, **options)]  # type: ignore[arg-type]
+    frames = [frame.image for frame in read_frames(source, length=length, **options)]
     if len(frames) < length:
-        raise VideoReadError(os.fspath(path), f"{len(frames)} frames, fewer than the {length} of a clip")
+        raise VideoReadError(source_name(source), f"{len(frames)} frames, fewer than the {length} of a clip")
     return torch.stack(frames)
+
+
+def _is_folder(source: VideoSource) -> TypeGuard[str | os.PathLike[str]]:
+    return not isinstance(source, VideoBytes) and os.path.isdir(source)
 
 
 def frame_files(folder: str | os.PathLike[str]) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
 from uniflow.data.base import SPLITS
 from uniflow.data.scenes import Scenes
-from uniflow.data.video.folder import collate_clips
+from uniflow.data.video.cutting import collate_clips
 
 
 class SceneClips(Scenes):
@@ -20,6 +20,8 @@ class SceneClips(Scenes):
     edges; light, background and grain stand still. So a clip is a function of (seed, split, number), and what does not
     move is equal in all frames to the last bit. "label" is the shape of the scene's main object, for every frame.
     """
+
+    field_hints: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
