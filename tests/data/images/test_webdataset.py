@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import webdataset as wds
@@ -108,6 +109,28 @@ def test_order_is_a_function_of_seed_and_epoch(shards: Path, resample: bool, wor
     assert [len(epoch) for epoch in first] == [24, 24, 24]
     assert first == epochs(1)
     assert len({tuple(epoch) for epoch in [*first, *epochs(2)]}) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_crops_come_again_after_as_many_epochs_as_an_image_has(tmp_path: Path, workers: int) -> None:
+    for shard in range(SHARDS):
+        with wds.TarWriter(str(tmp_path / f"set-{shard}.tar")) as tar:
+            for number in range(4):
+                noise = np.random.default_rng((shard, number)).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+                file = io.BytesIO()
+                Image.fromarray(noise).save(file, "PNG")
+                tar.write({"__key__": f"{number:03d}", "png": file.getvalue()})
+
+    def crops(crops_per_image: int | None) -> list[set[bytes]]:
+        more = {"crops_per_image": crops_per_image, "num_workers": workers, "epoch_length": 12, "resample": False}
+        data = module(tmp_path, batch_size=1, **more)
+        loader = data.train_dataloader()
+        return [{image.numpy().tobytes() for batch in loader for image in batch["image"]} for _ in range(4)]
+
+    again = crops(2)
+    assert again[0] & again[2]
+    assert not again[0] & again[1]
+    assert len(set.union(*again)) <= 2 * 12 < len(set.union(*crops(None)))
 
 
 def test_without_resampling_an_epoch_is_a_permutation(shards: Path) -> None:

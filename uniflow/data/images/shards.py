@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator
 from itertools import chain, count, islice
@@ -161,6 +163,8 @@ class TrainShards(IterableDataset):
     the samples before are read from the shards, but not decoded. The slot of an unreadable sample gets the next
     readable one.
 
+    With `versions` the crops of a sample are a function of its shard's name, its key and the epoch modulo `versions`.
+
     Attributes:
         position: int64 (2,) in shared memory: the epoch, and how many of its batches to skip. Set before iterating.
     """
@@ -178,8 +182,9 @@ class TrainShards(IterableDataset):
         seed: int,
         resample: bool,
         shuffle_buffer: int,
+        versions: int | None = None,
     ) -> None:
-        self.reader, self.urls, self.buckets = reader, urls, buckets
+        self.reader, self.urls, self.buckets, self.versions = reader, urls, buckets, versions
         self.batches, self.batch_size, self.rank, self.world_size = batches, batch_size, rank, world_size
         self.seed, self.resample, self.shuffle_buffer = seed, resample, shuffle_buffer
         # Shared, because persistent workers hold copies of everything else.
@@ -203,7 +208,7 @@ class TrainShards(IterableDataset):
                 waiting[slot] = None
             # Each slot takes the first sample from its own on that it can read, so a resume gives it the same one.
             for empty in [other for other, sample in waiting.items() if sample is None]:
-                seed = mix_seed(self.seed, epoch, self.rank, lane, empty)
+                seed = self._crop_seed(raw, epoch, lane, empty)
                 size = self.buckets.size(epoch, lane + empty // self.batch_size * lanes) if self.buckets else None
                 waiting[empty] = self.reader.read(raw, torch.Generator().manual_seed(seed), size)
             while waiting and (sample := waiting[next(iter(waiting))]) is not None:
@@ -213,6 +218,13 @@ class TrainShards(IterableDataset):
                 raise DataError("1000 training samples in a row cannot be read; see the skip log")
             if not waiting and slot >= last - 1:
                 return
+
+    def _crop_seed(self, raw: RawSample, epoch: int, lane: int, slot: int) -> int:
+        if self.versions is None:
+            return mix_seed(self.seed, epoch, self.rank, lane, slot)
+        name = f"{os.path.basename(raw['__url__'])}:{raw['__key__']}"
+        number = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:7], "big")
+        return mix_seed(self.seed, number, epoch % self.versions)
 
     def _raw(self, epoch: int, lane: int, lanes: int) -> Iterator[RawSample]:
         """The lane's undecoded, shuffled samples: pass after pass over shards."""

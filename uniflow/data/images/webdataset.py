@@ -136,7 +136,7 @@ class WebDataset(CroppedImages):
             )
         return TrainShards(
             reader, urls, self.buckets, batches=self._batches(), seed=self.seed,
-            resample=self.resample, shuffle_buffer=self.shuffle_buffer, **process,
+            resample=self.resample, shuffle_buffer=self.shuffle_buffer, versions=self.crops_per_image, **process,
         )  # fmt: skip
 
     def _train_loader(self, begin: Callable[[int], tuple[int, int]]) -> DataLoader:
