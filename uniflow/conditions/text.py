@@ -154,6 +154,22 @@ class FrozenText:
             self._cached_tokens -= len(self._cache.popitem(last=False)[1])
         return found
 
+    def share(self, model: Any, tokenizer: Any) -> bool:
+        """Take a language model that is in memory already, if it is the one that this condition was trained with.
+
+        Args:
+            model: of transformers, with or without a head.
+            tokenizer: its tokenizer.
+
+        Returns:
+            Whether it is; if not, nothing changes.
+        """
+        body = _text_part(getattr(model, "base_model", model))
+        if self._loaded is not None or self.text_hash is None or weights_hash(body) != self.text_hash:
+            return False
+        self._loaded = (body, tokenizer)
+        return True
+
     def _compute(self, texts: list[str], device: torch.device) -> list[Tensor]:
         model, tokenizer = self._load()
         model.to(device)

@@ -1,4 +1,4 @@
-"""Ask an assistant about an image, in the terminal."""
+"""Ask an assistant about an image, in the terminal; with a generator it draws the image first."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 
-from uniflow.core.numbers import PositiveInt
+from uniflow.conditions import TextCondition
+from uniflow.core.atomic import replacing
+from uniflow.core.numbers import NonNegativeInt, PositiveInt
+from uniflow.core.pixels import to_uint8
 from uniflow.core.text_models import require_transformers
 from uniflow.data.images.reading import read_image
+from uniflow.generators import Generator
 from uniflow.language import Assistant
 from uniflow.tools.common import pick_device
 
@@ -21,10 +27,16 @@ def chat(
     tokenizer: str | None = None,
     lm: str | None = None,
     gguf_file: str | None = None,
+    generator: Path | None = None,
+    draw: Path | None = None,
+    seed: NonNegativeInt = 0,
     max_new_tokens: PositiveInt = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Answer questions about an image, word by word as the answer comes; later questions follow up on earlier ones.
+
+    With --draw the first of the words is drawn, and the others are questions about that drawing. The language model's
+    states are what the generator is told: one language model draws and answers if it was trained with the assistant's.
 
     Args:
         questions: one or more, asked one after the other.
@@ -34,6 +46,9 @@ def chat(
             instead of the assistant's own, whose projector has to fit it.
         lm: where the language model is, if it is not where it was at training: a name on the hub or a folder.
         gguf_file: with lm, name of the GGUF file in it.
+        generator: RUN/generator of a fit of `GenerationTask` with `TextCondition`, which draws.
+        draw: the PNG file that the drawing becomes.
+        seed: of the drawing's noise.
         max_new_tokens: most tokens of an answer.
         device: where to compute; auto takes a GPU if there is one.
 
@@ -48,8 +63,14 @@ def chat(
         )
     if gguf_file and not lm:
         raise ValueError("--gguf_file names a file of --lm, which is missing")
+    if (draw is None) != (generator is None):
+        raise ValueError("--draw FILE.png and --generator RUN/generator go together: the one draws, the other is drawn")
+    if draw is not None:
+        _check_drawing(draw, image)
     pixels = None if image is None else read_image(image)
     model = Assistant.from_pretrained(assistant, lm, gguf_file, tokenizer).to(pick_device(device))
+    if draw is not None and generator is not None:
+        pixels, questions = _drawn(model, generator, questions[0], seed, draw), questions[1:]
     streamer = require_transformers().TextStreamer(model.answerer.tokenizer, skip_special_tokens=True)
     history: list[tuple[str, str]] = []
     with torch.inference_mode():
@@ -57,3 +78,32 @@ def chat(
             if len(questions) > 1:
                 print(f"> {question}")
             history.append((question, model.answer(pixels, question, history, max_new_tokens, streamer)))
+
+
+def _check_drawing(draw: Path, image: Path | None) -> None:
+    """Refuse what cannot become a drawing.
+
+    Raises:
+        ValueError: saying what.
+    """
+    if image is not None:
+        raise ValueError("give --image or --draw, not both: questions are about one image")
+    if draw.suffix.lower() != ".png":
+        raise ValueError(f"--draw must end in .png, got {draw}")
+
+
+def _drawn(assistant: Assistant, folder: Path, words: str, seed: int, file: Path) -> Tensor:
+    """The image that a generator makes of words, uint8 (3, H, W), which it writes to a file, too."""
+    generator = Generator.from_pretrained(folder).to(assistant.device)
+    if not isinstance(generator.condition, TextCondition):
+        raise ValueError(
+            f"--generator {folder} was not trained with texts (TextCondition): it cannot draw what words say"
+        )
+    shared = generator.condition.encoder.share(assistant.answerer.lm, assistant.answerer.tokenizer)
+    image = to_uint8(generator.sample([words], seed=seed)[0])
+    with replacing(file) as new:
+        to_pil_image(image).save(new, "PNG")
+    print(
+        f"{file}: {words}" + ("" if shared else " (the generator's text encoder is another model than the assistant's)")
+    )
+    return image
