@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
@@ -56,21 +57,24 @@ class StepSeconds(Callback):
 class Progress(Callback):
     """Writes down PSNR of validation against seconds of training, without those of validation, and images seen.
 
+    Seconds by the clock ("wall"), and of the CPU time of this process, without workers ("cpu").
+
     The first entry is of the start, before any step: RUN/progress.json.
     """
 
     def __init__(self) -> None:
         self.entries: list[dict[str, float]] = []
-        self.seconds, self.images, self.since = 0.0, 0, 0.0
+        self.images = 0
+        self.spent, self.since = np.zeros(2), np.zeros(2)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.since = time.perf_counter()
+        self.since = _now()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self.entries:  # not when fit starts: the task's own start comes after the callbacks'
             self._pause()
-            self._judge(trainer, pl_module)
-            self.since = time.perf_counter()
+            self._add(trainer, judged(trainer, pl_module, "val"))
+            self.since = _now()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images += len(batch["image"]) * trainer.world_size
@@ -80,18 +84,21 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._add(trainer, trainer.callback_metrics["val/psnr"].item())
-        self.since = time.perf_counter()
-
-    def _judge(self, trainer: Trainer, pl_module: TokenizerTask) -> None:
-        self._add(trainer, judged(trainer, pl_module, "val"))
+        self.since = _now()
 
     def _pause(self) -> None:
-        self.seconds += time.perf_counter() - self.since
+        self.spent += _now() - self.since
 
     def _add(self, trainer: Trainer, decibel: float) -> None:
-        self.entries.append({"seconds": self.seconds, "images": self.images, "psnr": decibel})
+        wall, cpu = self.spent.tolist()
+        self.entries.append({"wall": wall, "cpu": cpu, "images": self.images, "psnr": decibel})
         with replacing(Path(trainer.default_root_dir) / "progress.json") as new:
             new.write_text(json.dumps(self.entries) + "\n")
+
+
+def _now() -> np.ndarray:
+    """Seconds by the clock, and of this process's CPU time."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def judged(trainer: Trainer, task: TokenizerTask, split: str) -> float:

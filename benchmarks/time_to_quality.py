@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.out / name.replace(", ", "_").replace(" ", "_")
         if not (folder / "test_results.json").is_file() and (code := run(options, VARIANTS[name], folder, further)):
             return code
-        results[name] = read(folder)
+        results[name] = read(folder, options.clock)
     write(results, options.out)
     print(json.dumps(results))
     return 0
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photographs", type=Path, required=True, help="folder with train, val and test")
     parser.add_argument("--steps", type=int, default=240, help="of each variant (240)")
     parser.add_argument("--only", action="append", help="a variant to run; may be given several times")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a busy machine without a GPU")
     parser.add_argument("--config", type=Path, default=RECIPE, help="the recipe (configs/recipes/real.yaml)")
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"), help="folder of runs and results")
     return parser
@@ -92,9 +93,10 @@ def run(options: argparse.Namespace, variant: Sequence[str], folder: Path, furth
     return uniflow(fit) or uniflow(test)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, clock: str) -> dict[str, Any]:
     """A run's progress, its first entry of at least each of `LEVELS` (None where there is none), and its end."""
-    progress = json.loads((folder / "progress.json").read_text())
+    entries = json.loads((folder / "progress.json").read_text())
+    progress = [{"seconds": e[clock], "images": e["images"], "psnr": e["psnr"]} for e in entries]
     tested = json.loads((folder / "test_results.json").read_text())
     first, last = progress[0], progress[-1]
     return {
@@ -141,7 +143,7 @@ def plot(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     for name, result in results.items():
         points = result["progress"]
         axes.plot([p["seconds"] for p in points], [p["psnr"] for p in points], marker="o", markersize=3, label=name)
-    axes.set_xlabel("seconds of training, one thread")
+    axes.set_xlabel("seconds of training (one thread)")
     axes.set_ylabel("PSNR of held-out photographs, dB")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
