@@ -14,6 +14,7 @@ from uniflow.conditions import Conditioning, LabelCondition
 from uniflow.core.part import build_part, part_config
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.generators import Generator, LatentGenerator, NextToken, PictureSpace
+from uniflow.generators.cached import latent_identity
 from uniflow.generators.next_token import draw, likeliest
 from uniflow.tools.sample import sample
 
@@ -307,6 +308,7 @@ def test_a_folder_is_all_that_is_needed(model, tmp_path):
     images = model.sample(values, seed=3)
     torch.testing.assert_close(again.sample(values, seed=3), images)
     torch.testing.assert_close(model.sample(values[1:], seed=3, first=1, batch_size=1), images[1:])
+    assert latent_identity(TWO)["spec"] == {"channels": 4, "patch_size": 8}  # as before there were codes
     with pytest.raises(ValueError, match="NextToken cannot be guided by a weaker generator"):
         model.sample(values, autoguide=again)
 

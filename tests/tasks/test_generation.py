@@ -11,7 +11,7 @@ from PIL import Image
 from tiny_language import write_lm
 
 from uniflow import Tokenizer
-from uniflow.generators import Generator
+from uniflow.generators import Generator, NextToken
 
 RECIPE = """
 model:
@@ -189,7 +189,7 @@ def test_a_generator_of_codes_runs_on_a_discrete_tokenizer(recipe, uniflow, proj
     assert planned.code == 0, planned.err
 
 
-def test_cached_codes_give_the_loss_of_the_tokenizer_s_own(recipe, uniflow, project):
+def test_cached_codes_give_the_loss_of_the_tokenizer_s_own(recipe, uniflow, project, monkeypatch):
     words = (*CODES, "--model.tokenizer", str(write_codes(project / "codes")), "--images", "null")
     data = ("--data.size", "32", "--data.val_length", "16", "--data.num_workers", "0")
     scenes = ("--data.class_path", "Scenes", *data, "--data.train_length", "16")
@@ -198,12 +198,20 @@ def test_cached_codes_give_the_loss_of_the_tokenizer_s_own(recipe, uniflow, proj
     assert uniflow("fit", "-c", recipe, *words, "--run", "run").code == 0
     cached = ("--data", "CachedLatents", "--data.root", "cached", "--data.batch_size", "8", "--data.num_workers", "0")
     validate = ("validate", "-c", "run/config.yaml", "--ckpt_path", "last")
-    losses = []
+    losses, times = [], []
+    asked = NextToken.validation_loss
+
+    def counted(network, latents, noise, t, conditioning):
+        times.append(t[0].item())
+        return asked(network, latents, noise, t, conditioning)
+
+    monkeypatch.setattr(NextToken, "validation_loss", counted)
     for options in ((), cached):
         result = uniflow(*validate, *options)
         assert result.code == 0, result.err
         losses.append(re.search(r"val/loss\W+([0-9.]+)", result.out + result.err)[1])
     assert losses[0] == losses[1]
+    assert times == [0.5] * 4  # two batches of each: the loss has no time
 
 
 @pytest.mark.parametrize(
