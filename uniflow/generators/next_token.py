@@ -15,7 +15,7 @@ from uniflow.core.numbers import (
     PositiveFloat,
     PositiveInt,
     PositiveUnitFloat,
-    check_ranges,
+    check_numbers,
 )
 from uniflow.core.specs import ConditionSpec, LatentSpec
 from uniflow.flow import guide
@@ -124,10 +124,10 @@ class NextToken(LatentGenerator):
     def draw_codes(
         self, *, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None
     ) -> None:
-        given = {"temperature": (temperature, 1e-6, math.inf), "top_k": (top_k, 0, math.inf), "top_p": (top_p, 1e-6, 1)}
-        chosen = {name: limits for name, limits in given.items() if limits[0] is not None}
-        check_ranges("NextToken", chosen)  # type: ignore[arg-type]  # None is left out
-        for name, (value, _, _) in chosen.items():
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        check_numbers(NextToken, chosen)  # the ranges of the constructor
+        for name, value in chosen.items():
             setattr(self, name, value)
 
     def forward(self, indices: Tensor, conditioning: Conditioning) -> Tensor:
