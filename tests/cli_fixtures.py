@@ -16,6 +16,7 @@ from typing import Any
 import lightning.pytorch  # noqa: F401  # its loggers, before any test
 import numpy as np
 import pytest
+import torch
 import webdataset
 from coco_fixtures import annotation, write_coco
 from jsonargparse import Namespace
@@ -209,6 +210,23 @@ def tiny_options(config: dict[str, Any], given: str = "") -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
+def write_codes(folder: Path) -> Path:
+    """A small discrete tokenizer of two codebooks, with latent statistics, saved in `folder`."""
+    from tiny import ENCODER, REGRESSION
+
+    from uniflow import Tokenizer
+    from uniflow.bottleneck import FSQBottleneck
+
+    encoder = ENCODER()
+    bottleneck = FSQBottleneck(encoder.spec, levels=(5, 4), num_codebooks=2)
+    tokenizer = Tokenizer(encoder, bottleneck, REGRESSION(bottleneck.spec))
+    for parameter in tokenizer.decoder.parameters():  # it starts as zero, where all pictures are grey
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    tokenizer.set_latent_statistics([0.1] * 4, [0.5] * 4, 9)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_photos(folder: Path, splits: tuple[str, ...] = ("train", "val", "test"), count: int = 4) -> Path:
     """Small pictures of two classes in `folder`/SPLIT/CLASS."""
     for split in splits:
@@ -296,12 +314,14 @@ def tiny_source(config: dict[str, Any], folder: Path) -> list[str]:
 
 
 def tiny_vision_language(config: dict[str, Any], folder: Path) -> list[str]:
-    """Options for a recipe with a language model, which is made in `folder`; its encoder gets no weights."""
+    """Options for a recipe with a language model, or a tokenizer, which is made in `folder`; its encoder is random."""
     from tiny_language import write_lm
 
     arguments = config["model"].get("init_args", {})
     if _class_name(arguments.get("condition")) == "TextCondition":
         return ["--model.condition.name", str(write_lm(folder / "lm"))]
+    if arguments.get("tokenizer", "embedded") != "embedded":
+        return ["--model.tokenizer", str(write_codes(folder / "codes"))]
     if _class_name(arguments.get("lm")) != "PretrainedLM":
         return []
     # In its own words, not as the recipe spells its name.

@@ -192,6 +192,25 @@ def test_indices_are_the_latents(case, dtype):
     assert indices.unique().numel() > 3
 
 
+@pytest.mark.parametrize("case", sorted(DISCRETE.keys() - {"multi_vq_residual"}))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_latents_say_their_indices_after_rounding_too(case, dtype):
+    bottleneck = trained(case)
+    latents, _ = bottleneck(output_of(features(seed=9)))
+    indices = bottleneck.to_indices(latents.to(dtype))
+    assert indices.dtype == torch.int64
+    assert torch.equal(bottleneck.from_indices(indices), latents)
+
+
+def test_sums_of_residual_codebooks_do_not_say_their_indices():
+    bottleneck = trained("multi_vq_residual")
+    with pytest.raises(ValueError, match="do not say their indices; a generator of codes needs residual false"):
+        bottleneck.to_indices(bottleneck(output_of(features()))[0])
+    single = trained("multi_vq_residual", num_codebooks=1)
+    latents, _ = single(output_of(features()))
+    assert torch.equal(single.from_indices(single.to_indices(latents)), latents)
+
+
 @pytest.mark.parametrize("case", DISCRETE)
 def test_indices_are_the_latents_under_autocast(case):
     bottleneck = trained(case)
@@ -251,7 +270,7 @@ def test_continuous_ones_have_no_codes(case):
     bottleneck = make(case)
     assert bottleneck.codebook_size is None
     assert bottleneck.num_codebooks is None
-    for call in (bottleneck.indices, bottleneck.from_indices):
+    for call in (bottleneck.indices, bottleneck.from_indices, bottleneck.to_indices):
         with pytest.raises(ValueError, match=r"is continuous.*FSQBottleneck, VQBottleneck and MultiVQ") as caught:
             call(features())
         assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ PROMISED = {
     "TransformersEncoder VisionEncoder",
     "uniflow.flow": "data_to_velocity euler guide interpolate sample_times step_times velocity_target velocity_to_data",
     "uniflow.features": "BlankSource EncoderSource FeatureSource LatentSource TokenizerSource",
-    "uniflow.generators": "MAR DiT Generator LatentGenerator LatentSpace PictureSpace",
+    "uniflow.generators": "MAR DiT Generator LatentGenerator LatentSpace NextToken PictureSpace",
     "uniflow.heads": "AttentiveProbeHead ClassificationHead DPTDepth FCOSHead FasterRCNNHead Head LabelHead "
     "LinearDepth LinearSegmentation LinearSweepHead MapHead Mask2Former MaskRCNNHead MetricDepthHead SegmentationHead "
     "UPerNet ZeroShotHead",

@@ -5,7 +5,16 @@ import warnings
 import pytest
 import torch
 
-from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention, attend, rotary_angles, rotate
+from uniflow.layers.attention import (
+    CausalAttention,
+    CrossAttention,
+    GatedMLP,
+    GridAttention,
+    KeyValues,
+    attend,
+    rotary_angles,
+    rotate,
+)
 
 
 def test_rotation_keeps_lengths_and_depends_on_differences_only():
@@ -81,3 +90,22 @@ def test_a_gated_mlp_is_as_large_as_a_plain_one():
     plain = 2 * 4 * 384 * 384
     gated = sum(p.numel() for name, p in GatedMLP(384, 4.0).named_parameters() if name.endswith("weight"))
     assert gated == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_causal_token_sees_those_before_it_and_a_cache_gives_the_same(grad):
+    torch.manual_seed(0)
+    attention, x = CausalAttention(16, 2), torch.randn(2, 6, 16)
+    angles = rotary_angles((2, 3), 8, x.device)
+    with torch.set_grad_enabled(grad):
+        whole = attention(x, angles)
+        changed = x.clone()
+        changed[:, 3] += 1
+        moved = (attention(changed, angles) - whole).abs().amax(dim=(0, 2)) > 1e-5
+        cache = KeyValues()
+        steps = [attention(x[:, n : n + 1], angles[n : n + 1], cache) for n in range(6)]
+    assert moved.tolist() == [False] * 3 + [True] * 3
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole)
+    plain = GridAttention(16, 2)
+    plain.load_state_dict(attention.state_dict())
+    torch.testing.assert_close(plain(x, angles)[:, -1], whole[:, -1])  # the last one sees all

@@ -1,16 +1,17 @@
 """Training a generator by YAML: what a run leaves, what a test says, samples from its folder, what is refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
-from cli_fixtures import write_shards
+from cli_fixtures import write_codes, write_shards
 from PIL import Image
 from tiny_language import write_lm
 
 from uniflow import Tokenizer
-from uniflow.generators import Generator
+from uniflow.generators import Generator, NextToken
 
 RECIPE = """
 model:
@@ -184,3 +185,71 @@ def test_a_generation_is_planned(recipe, uniflow):
     result = uniflow("plan", "-c", recipe)
     assert result.code == 0, result.err
     assert "generator" in result.out
+
+
+CODES = ("--model.generator", "NextToken", "--model.generator.width", "16", "--model.generator.depth", "1")
+CODES += ("--model.generator.num_heads", "2", "--model.space", "LatentSpace")
+
+
+def test_a_generator_of_codes_runs_on_a_discrete_tokenizer(recipe, uniflow, project):
+    words = (*CODES, "--model.tokenizer", str(write_codes(project / "codes")))
+    fitted = uniflow("fit", "-c", recipe, *words, "--run", "run", "--trainer.val_check_interval", "2")
+    assert fitted.code == 0, fitted.err
+    assert (project / "run/images/val_0000002.png").is_file()
+    tested = uniflow("test", "-c", "run/config.yaml", "--ckpt_path", "last")
+    assert tested.code == 0, tested.err
+    assert results(project)["test/frechet_scene_vit_g3"] > 0
+    sample = ("sample", "--generator", "run/generator", "--classes", "3,4", "--count", "2", "--device", "cpu")
+    assert uniflow(*sample, "--out", "all").code == 0
+    assert uniflow(*sample, "--out", "few", "--top_k", "1").code == 0
+    assert (project / "all/grid.png").read_bytes() != (project / "few/grid.png").read_bytes()
+    assert "has no number of steps" in uniflow(*sample, "--steps", "4").error
+    planned = uniflow("plan", "-c", recipe, *words)
+    assert planned.code == 0, planned.err
+
+
+def test_cached_codes_give_the_loss_of_the_tokenizer_s_own(recipe, uniflow, project, monkeypatch):
+    words = (*CODES, "--model.tokenizer", str(write_codes(project / "codes")), "--images", "null")
+    data = ("--data.size", "32", "--data.val_length", "16", "--data.num_workers", "0")
+    scenes = ("--data.class_path", "Scenes", *data, "--data.train_length", "16")
+    encoded = uniflow("encode", "--tokenizer", "codes", *scenes, "--out", "cached")
+    assert encoded.code == 0, encoded.err
+    assert uniflow("fit", "-c", recipe, *words, "--run", "run").code == 0
+    cached = ("--data", "CachedLatents", "--data.root", "cached", "--data.batch_size", "8", "--data.num_workers", "0")
+    validate = ("validate", "-c", "run/config.yaml", "--ckpt_path", "last")
+    losses, times = [], []
+    asked = NextToken.validation_loss
+
+    def counted(network, latents, noise, t, conditioning):
+        times.append(t[0].item())
+        return asked(network, latents, noise, t, conditioning)
+
+    monkeypatch.setattr(NextToken, "validation_loss", counted)
+    for options in ((), cached):
+        result = uniflow(*validate, *options)
+        assert result.code == 0, result.err
+        losses.append(re.search(r"val/loss\W+([0-9.]+)", result.out + result.err)[1])
+    assert losses[0] == losses[1]
+    assert times == [0.5] * 4  # two batches of each: the loss has no time
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "these latents of 64 channels are no codes; it needs a model.tokenizer with a discrete bottleneck"),
+        (("--model.tokenizer", "codes", "--model.space", "PictureSpace"), "and LatentSpace as model.space"),
+    ],
+)
+def test_a_generator_of_codes_refuses_what_has_none(recipe, uniflow, project, words, message):
+    write_codes(project / "codes")
+    space = ("--model.space.channels", "4", "--model.space.block", "1") if words else ()
+    result = uniflow("fit", "-c", recipe, *CODES, *words, *space, "--run", "run")
+    assert message in result.error
+    assert result.code == 2
+
+
+def test_generators_without_codes_refuse_how_to_draw_them(recipe, uniflow):
+    assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
+    sample = ("sample", "--generator", "run/generator", "--count", "1", "--device", "cpu")
+    for name, value in (("temperature", "0.5"), ("top_k", "3"), ("top_p", "0.5")):
+        assert f"DiT draws no codes: {name} is not for it" in uniflow(*sample, f"--{name}", value).error

@@ -53,10 +53,33 @@ def test_images_to_indices_and_back(bottleneck, size, codebooks):
     )
 
 
+def test_latents_to_indices_and_back_without_an_image():
+    tokenizer = make(partial(FSQBottleneck, levels=(5, 4, 3), num_codebooks=2))
+    assert tokenizer.latent_spec == tokenizer.bottleneck.spec
+    assert (tokenizer.latent_spec.codebook_size, tokenizer.latent_spec.num_codebooks) == (60, 2)
+    images = torch.randint(0, 256, (2, 3, 30, 50), dtype=torch.uint8)
+    indices = tokenizer.indices(images)
+    assert torch.equal(tokenizer.to_indices(tokenizer.encode(images)), indices)
+    assert torch.equal(tokenizer.from_indices(indices), tokenizer.encode(images))
+    with pytest.raises(ValueError, match="has no latent statistics"):
+        tokenizer.from_indices(indices, normalize=True)
+    tokenizer.set_latent_statistics([0.2] * 6, [0.1] * 6, 5)
+    latents = tokenizer.from_indices(indices, normalize=True)
+    assert torch.equal(latents, tokenizer.encode(images, normalize=True))
+    assert torch.equal(tokenizer.to_indices(latents, normalized=True), indices)
+    assert not torch.equal(tokenizer.to_indices(latents), indices)
+
+
 def test_a_continuous_tokenizer_says_that_it_has_no_codes():
     tokenizer = make(MLPBottleneck)
     assert tokenizer.codebook_size is None
-    calls = (lambda: tokenizer.indices(torch.rand(1, 3, 16, 16)), lambda: tokenizer.decode_indices(torch.zeros(1)))
+    assert tokenizer.latent_spec.codebook_size is None
+    calls = (
+        lambda: tokenizer.indices(torch.rand(1, 3, 16, 16)),
+        lambda: tokenizer.decode_indices(torch.zeros(1)),
+        lambda: tokenizer.to_indices(torch.zeros(1, tokenizer.latent_channels, 2, 2)),
+        lambda: tokenizer.from_indices(torch.zeros(1)),
+    )
     for call in calls:
         with pytest.raises(ValueError, match="MLPBottleneck is continuous and has no codebook; discrete are") as caught:
             call()

@@ -19,7 +19,7 @@ from uniflow.bottleneck import FSQBottleneck, MLPBottleneck
 from uniflow.cli import main
 from uniflow.conditions import LabelCondition, NoCondition
 from uniflow.features import BlankSource
-from uniflow.generators import DiT, Generator
+from uniflow.generators import DiT, Generator, NextToken
 from uniflow.language import Assistant
 from uniflow.tools import demo as command
 from uniflow.tools import demo_page, demo_work
@@ -200,6 +200,7 @@ def test_generation(generator):
     assert (first / 255 - expected).abs().max() < 0.003
     for options in ({"words": ("1",)}, {"words": ()}, {"steps": 3}, {"guidance": 3.0}, {"seed": 1}):
         assert not torch.equal(make(**options), first), options
+    assert torch.equal(make(steps=None), first)  # two are its own
     for options, message in (
         ({"count": 17}, "number of pictures must be a whole number from 1 to 16"),
         ({"steps": 101}, "Steps must be"),
@@ -243,6 +244,21 @@ def test_an_answer_comes_bit_by_bit(assistant, monkeypatch):
 
 def endpoints(page):
     return {call.api_name: call.fn for call in page.fns.values() if call.api_name}
+
+
+def test_a_generator_of_codes_has_no_slider_of_steps(gradio, files):
+    torch.manual_seed(0)
+    encoder, condition = ENCODER(), LabelCondition(3, width=8)
+    bottleneck = FSQBottleneck(encoder.spec, levels=(5, 4))
+    codes = Tokenizer(encoder, bottleneck, shaken(FLOW(bottleneck.spec))).eval()
+    codes.set_latent_statistics(torch.zeros(2), torch.ones(2), 1)
+    network = NextToken(codes.latent_spec, condition.spec, width=16, depth=1, num_heads=2)
+    made = Generator(codes, shaken(network), condition, (2, 3)).eval()
+    page = demo_page.build_page(Parts(codes, "codes", None, made), Limits(), files / "page")
+    of_decoder, of_generator = [block for block in page.blocks.values() if getattr(block, "label", "") == "Steps"]
+    assert (of_decoder.visible, of_generator.visible) == (True, False)
+    text, pictures = endpoints(page)["generate"](["1"], 2, 1, 1.0, 0)
+    assert len(pictures) == 2, text
 
 
 def test_the_pages_endpoints(gradio, tokenizer, generator, assistant, files, monkeypatch, capsys):

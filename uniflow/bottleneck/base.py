@@ -14,7 +14,8 @@ from uniflow.core.specs import EncoderOutput, LatentSpec
 class Bottleneck(Part):
     """Base class of bottlenecks. A subclass takes the `EncoderSpec` first and sets `spec` in its constructor.
 
-    A discrete one also sets the two numbers below, and implements `indices` and `from_indices`.
+    A discrete one also sets the two numbers below, and implements `indices` and `from_indices`; for generators of codes
+    `to_indices`, too.
 
     Attributes:
         spec: channels and patch size of the latents.
@@ -27,7 +28,7 @@ class Bottleneck(Part):
     codebook_size: int | None = None
     num_codebooks: int | None = None
     start_scale: ClassVar[float] = 1.0
-    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "tokens")
+    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "to_indices", "tokens")
 
     @abstractmethod
     def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,6 +67,20 @@ class Bottleneck(Part):
 
         Raises:
             ValueError: if the bottleneck is continuous, or the indices are misshapen or out of range.
+        """
+        raise ValueError(self._no_codes())
+
+    def to_indices(self, latents: Tensor) -> Tensor:
+        """The inverse of `from_indices`, for generators of codes.
+
+        Args:
+            latents: (B, C, h', w'), codes up to the rounding of a file that they were kept in, such as float16.
+
+        Returns:
+            The indices whose latents are nearest to these, int64, (B, h', w', K).
+
+        Raises:
+            ValueError: if the bottleneck is continuous, or its codes do not say their indices.
         """
         raise ValueError(self._no_codes())
 

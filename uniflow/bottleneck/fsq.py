@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from uniflow.bottleneck.projection import ProjectedBottleneck
 from uniflow.bottleneck.quantized import QuantizedBottleneck, import_library
 from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderSpec
+from uniflow.layers.precision import full_precision
 
 # The library counts indices in float32, which holds integers up to here.
 MAX_CODEBOOK_SIZE = 2**24
@@ -56,6 +58,7 @@ class FSQBottleneck(QuantizedBottleneck):
             )
         super().__init__(encoder, len(levels) * num_codebooks, size, num_codebooks, merge, **reads)
         self.record_defaults(ProjectedBottleneck)
+        self.levels = tuple(levels)
         # Without a table of all codes: they are computed where they are needed.
         self.fsq = import_library("FSQBottleneck").FSQ(list(levels), return_indices=False)
 
@@ -68,6 +71,15 @@ class FSQBottleneck(QuantizedBottleneck):
     def lookup(self, indices: Tensor) -> Tensor:
         codes = self.fsq.indices_to_codes(indices.flatten())
         return self._join(codes.view(*indices.shape, -1))
+
+    def to_indices(self, latents: Tensor) -> Tensor:
+        """Each channel's level, rounded on its own, numbered as the library does: the first channel turns fastest."""
+        codes = self._split(full_precision(latents).permute(0, 2, 3, 1))
+        levels = torch.tensor(self.levels, device=codes.device)
+        half = levels // 2
+        chosen = (codes * half + half).round().long().clamp_min(0).minimum(levels - 1)
+        places = [math.prod(self.levels[:number]) for number in range(len(self.levels))]
+        return (chosen * torch.tensor(places, device=codes.device)).sum(dim=-1)
 
     def _split(self, tokens: Tensor) -> Tensor:
         return rearrange(tokens, "b h w (k c) -> b h w k c", k=self.num_codebooks)

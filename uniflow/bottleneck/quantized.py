@@ -89,6 +89,10 @@ class QuantizedBottleneck(ProjectedBottleneck):
             )
         return self._latents(self.lookup(indices.long()))
 
+    def to_indices(self, latents: Tensor) -> Tensor:
+        """What `nearest` finds of the codes themselves; override it where a code is not the nearest to itself."""
+        return self.nearest(full_precision(latents).permute(0, 2, 3, 1))
+
     def _projected(self, output: EncoderOutput) -> Tensor:
         tokens = self.project(output)
         return full_precision(tokens)

@@ -180,6 +180,14 @@ class MultiVQBottleneck(QuantizedBottleneck):
         pairs = zip(self.codebooks, indices.unbind(dim=-1), strict=True)
         return self._join([codebook.lookup(index) for codebook, index in pairs])
 
+    def to_indices(self, latents: Tensor) -> Tensor:
+        if self.residual and self.num_codebooks > 1:  # the entry nearest to a sum is not always its first one
+            raise ValueError(
+                "MultiVQBottleneck with residual true has sums of entries as latents, which do not say their indices; "
+                "a generator of codes needs residual false"
+            )
+        return super().to_indices(latents)
+
     def _each(self, tokens: Tensor, step: Callable[[Codebook, Tensor], Tensor]) -> list[Tensor]:
         """The codes that `step` gives for each codebook and what it has to quantise."""
         if not self.residual:

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
     NonNegativeFloat = float
     UnitFloat = float
     UnitFloatBelow1 = float
+    PositiveUnitFloat = float
     CosineFloat = float
     PercentFloat = float
 else:
@@ -107,6 +108,7 @@ else:
     NonNegativeFloat = ranged("float >= 0", float, "a finite number >= 0", lambda x: x >= 0)
     UnitFloat = ranged("float in [0, 1]", float, "a number in [0, 1]", lambda x: 0 <= x <= 1)
     UnitFloatBelow1 = ranged("float in [0, 1)", float, "a number in [0, 1)", lambda x: 0 <= x < 1)
+    PositiveUnitFloat = ranged("float in (0, 1]", float, "a number in (0, 1]", lambda x: 0 < x <= 1)
     CosineFloat = ranged("float in [-1, 1]", float, "a number in [-1, 1]", lambda x: -1 <= x <= 1)
     PercentFloat = ranged("float in [0, 100]", float, "a number in [0, 100]", lambda x: 0 <= x <= 100)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -47,10 +47,15 @@ class LatentSpec:
     Attributes:
         channels: channels C of a latent.
         patch_size: side in pixels of the image area that one latent stands for.
+        codebook_size: entries of each codebook, for generators of discrete latents; None if the latents are no codes.
+        num_codebooks: codebooks K, so indices of one latent; None if the latents are no codes.
     """
 
     channels: int
     patch_size: int
+    # Whoever reads latents, as a decoder does, does not care: specs with and without them are equal.
+    codebook_size: int | None = field(default=None, compare=False, repr=False)
+    num_codebooks: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

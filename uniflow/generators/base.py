@@ -10,6 +10,7 @@ from torch import Tensor
 from uniflow.conditions import Conditioning
 from uniflow.core.part import Part
 from uniflow.core.specs import LatentSpec
+from uniflow.tokenizer import Tokenizer
 
 
 class LatentGenerator(Part):
@@ -19,10 +20,23 @@ class LatentGenerator(Part):
 
     Attributes:
         latent: spec of the latents.
+        steps: sampler steps where none are given; None if there is no such choice.
+        validation_times: times at which `validation_loss` is asked; one is enough where the loss has no time.
     """
 
     latent: LatentSpec
+    steps: int | None = None
+    validation_times: ClassVar[tuple[float, ...]] = (0.1, 0.3, 0.5, 0.7, 0.9)
     entry_points: ClassVar[tuple[str, ...]] = ("loss", "validation_loss", "sample", "sample_autoguided")
+
+    def use_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Called before anything else with the tokenizer whose latents these are, frozen; ignored by default.
+
+        A generator of codes keeps it, outside of its own modules, and asks it for the indices of latents and back.
+
+        Raises:
+            ValueError: if its latents cannot be made.
+        """
 
     @abstractmethod
     def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:
@@ -94,3 +108,20 @@ class LatentGenerator(Part):
         """
         if source != "null":
             raise ValueError(f"{type(self).__name__} is guided from null only, not from {source!r}")
+
+    def draw_codes(
+        self, *, temperature: float | None = None, top_k: int | None = None, top_p: float | None = None
+    ) -> None:
+        """Choose how `sample` draws codes, of a generator that does so; None leaves the generator's own.
+
+        Args:
+            temperature: above 0; the logits are divided by it.
+            top_k: draw among so many of the likeliest codes; 0 is all.
+            top_p: draw among the likeliest codes that together have this probability; 1 is all.
+
+        Raises:
+            ValueError: if the generator draws no codes, or a number is out of range.
+        """
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ValueError(f"{type(self).__name__} draws no codes: {wrong[0]} is not for it")

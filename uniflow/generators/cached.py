@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from uniflow.core.tensors import weights_hash
@@ -12,9 +11,10 @@ from uniflow.tokenizer import Tokenizer
 
 def latent_identity(tokenizer: Tokenizer) -> dict[str, Any]:
     """Hash of the weights, spec and statistics of the latents, ready for JSON: two equal ones give equal latents."""
+    spec = tokenizer.bottleneck.spec
     return {
         "weights": weights_hash(tokenizer),
-        "spec": asdict(tokenizer.bottleneck.spec),
+        "spec": {"channels": spec.channels, "patch_size": spec.patch_size},
         "statistics": tokenizer.latent_statistics,
     }
 

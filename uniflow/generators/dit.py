@@ -74,6 +74,8 @@ class DiT(LatentGenerator):
         ValueError: if the heads do not divide the width, the interval is empty, or there is nothing to guide from.
     """
 
+    steps: int
+
     def __init__(
         self,
         latent: LatentSpec,

@@ -6,26 +6,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.layers.adaln import zero_linear
-from uniflow.layers.attention import CrossAttention, GatedMLP, GridAttention
+from uniflow.layers.attention import CausalAttention, CrossAttention, GatedMLP, GridAttention, KeyValues
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP whose norms and gates the condition drives; it starts as the identity (AdaLN-zero)."""
+    """Attention and MLP whose norms and gates the condition drives; it starts as the identity (AdaLN-zero).
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, token_width: int | None) -> None:
+    With `causal` a token sees itself and those before it only.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, token_width: int | None, causal: bool = False
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
-        self.attention = GridAttention(width, num_heads)
+        self.attention = CausalAttention(width, num_heads) if causal else GridAttention(width, num_heads)
         self.cross = None if token_width is None else CrossAttention(width, token_width, num_heads)
         self.mlp = GatedMLP(width, mlp_ratio)
         self.modulation = zero_linear(width, 6 * width)
 
     def forward(
-        self, x: Tensor, condition: Tensor, angles: Tensor, tokens: Tensor | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        condition: Tensor,
+        angles: Tensor,
+        tokens: Tensor | None,
+        mask: Tensor | None,
+        cache: KeyValues | None = None,
     ) -> Tensor:
-        """Tokens (B, N, width), the condition's vector (B, 1, width), its tokens and mask, and the angles."""
+        """Tokens (B, N, width), the condition's vector (B, 1, width), its tokens and mask, and the angles.
+
+        A causal block takes a cache, of the tokens before; x is then the next one.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
-        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, angles)
+        seen = () if cache is None else (cache,)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, angles, *seen)
         if self.cross is not None and tokens is not None:
             x = x + self.cross(self.norm1(x), tokens, mask)
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)

@@ -61,6 +61,8 @@ class MAR(LatentGenerator):
         ValueError: if the heads do not divide the width.
     """
 
+    steps: int
+
     def __init__(
         self,
         latent: LatentSpec,

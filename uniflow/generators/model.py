@@ -49,9 +49,10 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         check_tokenizer(tokenizer, "the tokenizer")
-        self.space = LatentSpace(tokenizer.bottleneck.spec) if space is None else space
+        self.space = LatentSpace(tokenizer.latent_spec) if space is None else space
         if self.space.latent != tokenizer.bottleneck.spec or network.latent != self.space.spec:
             raise ValueError(f"the generator makes {network.latent}, the tokenizer has {tokenizer.bottleneck.spec}")
+        network.use_tokenizer(tokenizer)
         self.tokenizer, self.network, self.condition = tokenizer, network, condition
         self.grid = (int(grid[0]), int(grid[1]))
         self._checked_guide: list[Generator] = []  # in a list, so that it is not a part of this module
@@ -205,7 +206,7 @@ class Generator(nn.Module):
             with AllocationLimit(path):
                 moved = {} if text_encoder is None else {"name": text_encoder}
                 condition = build_part(config["condition"], Condition, **moved)
-                space = build_part(config["space"], LatentSpace, tokenizer.bottleneck.spec)
+                space = build_part(config["space"], LatentSpace, tokenizer.latent_spec)
                 network = build_part(config["network"], LatentGenerator, space.spec, condition.spec)
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{path}: {one_line(error, 400)}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -35,16 +37,18 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Attention of (B, heads, N, d), with a mask that broadcasts to (B, heads, N, keys), True where a key is seen.
+
+    With `causal` query n sees the keys up to n, and there is no mask.
 
     On CPUs training computes it in float32: torch's backward pass in bfloat16 takes up to nine times as long.
     """
     if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     with without_autocast(q.device):
         q, k, values = (full_precision(x) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, values, attn_mask=mask).to(v.dtype)
+        return F.scaled_dot_product_attention(q, k, values, attn_mask=mask, is_causal=causal).to(v.dtype)
 
 
 class GridAttention(nn.Module):
@@ -64,10 +68,44 @@ class GridAttention(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         """Tokens (B, N, width) and their angles (N, head_dim / 2) -> (B, N, width)."""
+        return self._joined(attend(*self._split(x, angles)))
+
+    def _split(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, (B, heads, N, head_dim)."""
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         q, k = (rotate(norm(full_precision(x)), angles) for norm, x in ((self.norm_q, q), (self.norm_k, k)))
-        attended = attend(q.to(v.dtype), k.to(v.dtype), v)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def _joined(self, attended: Tensor) -> Tensor:
         return self.proj(rearrange(attended, "b heads n d -> b n (heads d)"))
+
+
+@dataclass
+class KeyValues:
+    """Keys and values of the tokens that one attention layer has seen, (B, heads, N, head_dim); None before any."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extended(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in those of further tokens; returns all."""
+        self.keys = keys if self.keys is None else torch.cat([self.keys, keys], dim=2)
+        self.values = values if self.values is None else torch.cat([self.values, values], dim=2)
+        return self.keys, self.values
+
+
+class CausalAttention(GridAttention):
+    """`GridAttention` in which a token sees itself and those before it."""
+
+    def forward(self, x: Tensor, angles: Tensor, cache: KeyValues | None = None) -> Tensor:
+        """Tokens (B, N, width) and their angles (N, head_dim / 2) -> (B, N, width).
+
+        With a cache x is the one token (N = 1) that comes after those in it, which it joins.
+        """
+        q, k, v = self._split(x, angles)
+        if cache is None:
+            return self._joined(attend(q, k, v, causal=True))
+        return self._joined(attend(q, *cache.extended(k, v)))
 
 
 class CrossAttention(nn.Module):

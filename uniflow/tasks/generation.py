@@ -30,7 +30,6 @@ from uniflow.training.trainer import data_of, is_dry_run
 
 GeneratorFactory = Callable[[LatentSpec, ConditionSpec], LatentGenerator]
 SpaceFactory = Callable[[LatentSpec], LatentSpace]
-VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class GenerationTask(Task):
@@ -38,9 +37,10 @@ class GenerationTask(Task):
 
     Batches are dicts with "image" (B, 3, H, W), uint8 or float in [0, 1], and what the condition reads; or with
     "latent" (B, C, h, w), normalised, in place of the image (`CachedLatents`), then the encoder does not run. The
-    tokenizer is frozen and outside the module tree. Validation logs `val/loss`, the loss at five fixed times with noise
-    of each image's own. `uniflow test` generates an image for the condition of each test image, and logs for each of
-    `eval_guidance` what `judge_generated` gives; the second strength of guidance has the suffix `_gSTRENGTH`.
+    tokenizer is frozen and outside the module tree. Validation logs `val/loss`, the loss at the network's
+    `validation_times` with noise of each image's own. `uniflow test` generates an image for the condition of each test
+    image, and logs for each of `eval_guidance` what `judge_generated` gives; the second strength of guidance has the
+    suffix `_gSTRENGTH`.
 
     Args:
         tokenizer: a tokenizer's folder (RUN/tokenizer), a checkpoint, `embedded`, or its name on the hub.
@@ -54,7 +54,7 @@ class GenerationTask(Task):
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
 
     Raises:
-        ValueError: if the tokenizer has no latent statistics.
+        ValueError: if the tokenizer has no latent statistics, or none of the latents that the generator makes.
     """
 
     monitor = ("val/loss", "min")
@@ -87,8 +87,9 @@ class GenerationTask(Task):
         check_tokenizer(tokenizer, f"{type(self).__name__}.tokenizer {self._path}")
         object.__setattr__(self, "tokenizer", tokenizer.requires_grad_(False).eval())
         self.condition = self._make_condition()
-        self.space = self._make_space(tokenizer.bottleneck.spec)
+        self.space = self._make_space(tokenizer.latent_spec)
         self.network = self._make_network(self.space.spec, self.condition.spec)
+        self.network.use_tokenizer(tokenizer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -202,7 +203,7 @@ class GenerationTask(Task):
             self.values(batch), torch.zeros(len(latents), dtype=torch.bool, device=self.device)
         )
         noise = noise_for(_digests(batch), tuple(latents.shape[1:])).to(latents.device)  # type: ignore[arg-type]
-        for time in VALIDATION_TIMES:
+        for time in self.network.validation_times:
             times = torch.full((len(latents),), time, device=latents.device)
             losses = self.network.validation_loss(latents, noise, times, conditioning)
             # The sum too, by which checkpoints are chosen: every generator names its losses as it likes.

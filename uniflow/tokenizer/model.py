@@ -20,7 +20,7 @@ from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.grid import pad_to_multiple
 from uniflow.pretrained import packaged
 from uniflow.tokenizer.card import model_card, write_card
-from uniflow.tokenizer.latent_statistics import NormalizedLatents
+from uniflow.tokenizer.coded import CodedLatents
 from uniflow.tokenizer.official import read_official, write_official
 from uniflow.tokenizer.saving import (
     FORMAT,
@@ -38,7 +38,7 @@ from uniflow.tokenizer.tiling import decode_tiled
 from uniflow.version import __version__
 
 
-class Tokenizer(NormalizedLatents, ModelHubMixin):
+class Tokenizer(CodedLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
     Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are not a multiple of the patch size
@@ -70,16 +70,6 @@ class Tokenizer(NormalizedLatents, ModelHubMixin):
     def patch_size(self) -> int:
         """Side in pixels of the image area that one latent stands for."""
         return self.bottleneck.spec.patch_size
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels C of the latents."""
-        return self.bottleneck.spec.channels
-
-    @property
-    def codebook_size(self) -> int | None:
-        """Entries of each codebook; None if the latents are continuous."""
-        return self.bottleneck.codebook_size
 
     def pad(self, images: Tensor) -> Tensor:
         """Pad the right and bottom edge of (B, 3, H, W) to multiples of the patch size."""

@@ -266,8 +266,9 @@ def _generate_tab(gr: Any, parts: Parts) -> None:
         )
     with gr.Row():
         count = gr.Slider(1, work.MOST_IMAGES, 4, step=1, label="Pictures", min_width=140)
-        own = min(getattr(network, "steps", 20), work.MOST_STEPS)
-        steps = gr.Slider(1, work.MOST_STEPS, own, step=1, label="Steps", min_width=140)
+        own = min(network.steps or 1, work.MOST_STEPS)
+        chosen = network.steps is not None
+        steps = gr.Slider(1, work.MOST_STEPS, own, step=1, label="Steps", min_width=140, visible=chosen)
         strength = min(float(getattr(network, "guidance", 1.0)), work.MOST_GUIDANCE)
         guidance = gr.Slider(0, work.MOST_GUIDANCE, strength, step=0.1, label="Guidance", min_width=140)
         seed = gr.Number(0, label="Seed of the noise", precision=0, min_width=140)
@@ -277,7 +278,7 @@ def _generate_tab(gr: Any, parts: Parts) -> None:
 
     def run(said: Any, count: float, steps: float, guidance: float, seed: float) -> list[Any]:
         words = list(said or []) if classes is not None else [said.strip()] if said and said.strip() else []
-        made = work.generate_pictures(generator, words, count, steps, guidance, seed)
+        made = work.generate_pictures(generator, words, count, steps if chosen else None, guidance, seed)
         return [
             _note(f"{len(made)} pictures of {made[0].shape[-1]} x {made[0].shape[-2]} pixels."),
             list(map(_pil, made)),

@@ -270,7 +270,7 @@ def number_of_classes(generator: Generator) -> int | None:
 
 
 def generate_pictures(
-    generator: Generator, words: Sequence[str], count: float, steps: float, guidance: float, seed: float
+    generator: Generator, words: Sequence[str], count: float, steps: float | None, guidance: float, seed: float
 ) -> list[Tensor]:
     """Make pictures.
 
@@ -278,7 +278,7 @@ def generate_pictures(
         generator: a trained one.
         words: what the pictures show, one after the other: numbers of classes, or texts; nothing leaves it open.
         count: how many pictures.
-        steps: of the sampler.
+        steps: of the sampler; None is the generator's own number, or as many as it needs.
         guidance: 1 is none.
         seed: of the noise.
 
@@ -294,7 +294,8 @@ def generate_pictures(
     if any(len(word) > MOST_CHARACTERS for word in words):
         raise ValueError(f"A prompt has at most {MOST_CHARACTERS} characters.")
     values = generator.condition.parse([words[i % len(words)] for i in range(total)]) if words else None
-    number, passes = checked("The seed", seed, 0, MOST_SEED), checked("Steps", steps, 1, MOST_STEPS)
+    number = checked("The seed", seed, 0, MOST_SEED)
+    passes = None if steps is None else checked("Steps", steps, 1, MOST_STEPS)
     images = generator.sample(values, total, seed=number, steps=passes, guidance=float(guidance), batch_size=4)
     return list(to_uint8(images))
 

@@ -37,6 +37,9 @@ def sample(
     guidance: float | None = None,
     guidance_from: Literal["null", "internal"] | None = None,
     autoguide: Path | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     batch_size: int = 64,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
@@ -61,6 +64,10 @@ def sample(
         guidance_from: what guidance moves away from: null, the generator without a condition, or internal, what a block
             in its middle predicts, of a generator that was trained for it; the generator's own by default.
         autoguide: the folder of a weaker generator of the same tokenizer, away from which guidance moves instead.
+        temperature: of a generator that draws codes, above 0: below 1 it prefers likely ones; its own by default.
+        top_k: draw among so many of the likeliest codes, 0 is all; the generator's own by default.
+        top_p: draw among the likeliest codes that have this probability together, 1 is all; the generator's own by
+            default.
         batch_size: images at a time.
         device: where to run; auto is a GPU if there is one.
 
@@ -86,6 +93,7 @@ def sample(
     _check_size(model, generator)
     if guidance_from is not None:
         model.network.guide_from(guidance_from)
+    model.network.draw_codes(temperature=temperature, top_k=top_k, top_p=top_p)
     weak: Generator | None = None
     if autoguide is not None:
         weak = Generator.from_pretrained(autoguide, text_encoder=text_encoder).to(pick_device(device))
