@@ -171,6 +171,16 @@ def test_state_of_another_optimizer(uniflow: Uniflow, run: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == files
 
 
+@pytest.mark.parametrize("optimizer", ["uniflow.training.Muon", "timm.optim.Lion", "torch.optim.SGD"])
+def test_a_run_with_any_optimizer_goes_on(uniflow: Uniflow, optimizer: str) -> None:
+    options = ("--model.optimizer", optimizer, "--model.optimizer.lr", "0.001", "--trainer.max_steps")
+    first = uniflow("fit", "-c", "recipe.yaml", "--run", "other", *options, "1")
+    assert first.code == 0, first.err
+    resumed = uniflow("fit", "-c", "other/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "2")
+    assert resumed.code == 0, resumed.err
+    assert torch.load("other/last.ckpt", weights_only=True)["global_step"] == 2
+
+
 def test_a_copied_run_leaves_the_old_one_alone(uniflow: Uniflow, run: Path) -> None:
     shutil.copytree(run, "copy")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -201,9 +201,10 @@ class _SaveConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # torch takes another optimizer's state without a word, and fails at the first step.
         for optimizer in trainer.optimizers:
-            missing = sorted(
-                {name for group in optimizer.param_groups for name in set(optimizer.defaults) - set(group)}
-            )
+            settings = set(optimizer.defaults) - {
+                "differentiable"
+            }  # torch adds that one when it restores any optimizer
+            missing = sorted({name for group in optimizer.param_groups for name in settings - set(group)})
             if missing:
                 raise MisconfigurationException(
                     f"the checkpoint holds the state of another optimizer than {type(optimizer).__name__}: it has no "
