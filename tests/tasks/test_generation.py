@@ -160,7 +160,7 @@ def test_captions_are_told_and_prompts_sampled(recipe, uniflow, project):
     assert result.code == 0, result.err
     sample = ("sample", "--generator", "run/generator", "--count", "1", "--device", "cpu", "--out", "out")
     assert "told each image's caption in training" in uniflow(*sample, "--classes", "1").error
-    assert "not both" in uniflow(*sample, "--classes", "1", "--prompt", "star").error
+    assert "not several" in uniflow(*sample, "--classes", "1", "--prompt", "star").error
     (project / "lm").rename(project / "moved")
     assert "no text encoder can be read from" in uniflow(*sample, "--prompt", "star").error
     assert uniflow(*sample, "--prompt", "star", "--text_encoder", "moved").code == 0

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
 from uniflow.core.atomic import replacing
 from uniflow.core.pixels import to_uint8
 from uniflow.generators import Generator
 from uniflow.pictures.drawing import rows_to_grid, save_picture
 from uniflow.tools.common import check_numbers, pick_device
+from uniflow.tools.prompt_sets import IMAGES, PromptSet, read_prompt_set
 
 IN_GRID = 64  # images
 MOST_IMAGES = 10**7
@@ -28,6 +28,8 @@ def sample(
     generator: Path,
     classes: str | None = None,
     prompt: str | None = None,
+    prompts: Path | None = None,
+    per_prompt: int | None = None,
     text_encoder: str | None = None,
     count: int | None = None,
     out: Path = Path("samples"),
@@ -53,6 +55,10 @@ def sample(
         classes: numbers of classes with commas between them, such as 1,2; image i shows the class at i modulo their
             number. Without it, or a prompt, nothing is said about the images.
         prompt: text that all images shall show, of a generator that was trained with captions.
+        prompts: a .txt file with a prompt in each line; GenEval's evaluation_metadata.jsonl, whose images are written
+            as its scorer reads them (OUT/00000/samples/0000.png beside metadata.jsonl); or DPG-Bench's folder of .txt
+            files (OUT/NAME.png, four images in a square).
+        per_prompt: images of each of the prompts; 4 by default for the two benchmarks, else 1.
         text_encoder: where its text encoder is now, if it has moved: a folder, a GGUF file or a hub id.
         count: how many images. Default: one for each class, 16 without classes.
         out: folder for the images.
@@ -75,12 +81,9 @@ def sample(
         FileNotFoundError: if there is no such generator.
         ValueError: if a number or a class is out of range.
     """
-    if classes and prompt is not None:
-        raise ValueError("give --classes or --prompt, not both")
     if autoguide is not None and guidance_from is not None:
         raise ValueError("give --autoguide or --guidance_from, not both")
-    words = [word.strip() for word in classes.split(",")] if classes else []
-    total = count if count is not None else len(words) or 16
+    words, prompt_set, each, total = _asked(classes, prompt, prompts, per_prompt, count)
     check_numbers(batch_size=batch_size, steps=[] if steps is None else [steps])
     if not 1 <= total <= MOST_IMAGES or seed < 0:
         raise ValueError(f"--count must be at least 1 and at most {MOST_IMAGES:,}, --seed at least 0")
@@ -98,10 +101,12 @@ def sample(
     if autoguide is not None:
         weak = Generator.from_pretrained(autoguide, text_encoder=text_encoder).to(pick_device(device))
         _check_size(weak, autoguide)
-    values = _values(model, words, prompt, total)
-    share = range(rank * total // processes, (rank + 1) * total // processes)
+    values = _values(model, words, prompt_set.prompts, total, each)
+    groups = total // each  # the images of a prompt are made by one process
+    share = range(*(number * groups // processes * each for number in (rank, rank + 1)))
     options = {"seed": seed, "steps": steps, "guidance": guidance, "autoguide": weak, "batch_size": batch_size}
-    made = _write(_batches(model, values, share, options), out, keep=npz is not None)
+    write = prompt_set.writer(out, each)
+    made = _write(_batches(model, values, share, options), write, keep=npz is not None)
     if rank == 0:
         _write_grid(made[:IN_GRID], out / "grid.png", len(words))
     if npz is not None:
@@ -111,14 +116,39 @@ def sample(
     print(f"{len(share)} images: {out}" + (f"; {npz}" if npz is not None else ""))
 
 
-def _values(model: Generator, classes: list[str], prompt: str | None, count: int) -> Any:
-    """What each of `count` images shall show, as the condition takes it; None if nothing is said."""
+def _asked(
+    classes: str | None, prompt: str | None, prompts: Path | None, per_prompt: int | None, count: int | None
+) -> tuple[list[str], PromptSet, int, int]:
+    """Classes, prompts, images of each prompt, and images in all.
+
+    Raises:
+        ValueError: for options that do not go together, or prompts that cannot be read.
+    """
+    if sum(given is not None for given in (classes or None, prompt, prompts)) > 1:
+        raise ValueError("give one of --classes, --prompt and --prompts, not several")
+    words = [word.strip() for word in classes.split(",")] if classes else []
+    if prompts is None:
+        if per_prompt is not None:
+            raise ValueError("--per_prompt is of --prompts, which is missing")
+        told = PromptSet("lines", [] if prompt is None else [prompt])
+        return words, told, 1, count if count is not None else len(words) or 16
+    if count is not None:
+        raise ValueError("--count is not for --prompts: give --per_prompt, the images of each")
+    prompt_set = read_prompt_set(prompts)
+    each = per_prompt if per_prompt is not None else IMAGES[prompt_set.layout]
+    if each < 1:
+        raise ValueError(f"--per_prompt must be at least 1, not {each}")
+    return words, prompt_set, each, len(prompt_set.prompts) * each
+
+
+def _values(model: Generator, classes: list[str], prompts: list[str], count: int, each: int) -> Any:
+    """What each of `count` images shall show, `each` in a row the same, as the condition takes it; None: nothing."""
     field = model.condition.field
-    for option, given, wanted in (("--classes", classes, "label"), ("--prompt", prompt is not None, "caption")):
+    for option, given, wanted in (("--classes", classes, "label"), ("--prompt", prompts, "caption")):
         if given and field != wanted:
             told = "nothing" if field is None else f"each image's {field}"
             raise ValueError(f"{option} is not for this generator, which was told {told} in training")
-    words = classes if prompt is None else [prompt]
+    words = classes or [prompt for prompt in prompts for _ in range(each)]
     return model.condition.parse([words[number % len(words)] for number in range(count)]) if words else None
 
 
@@ -142,14 +172,12 @@ def _batches(model: Generator, values: Any, share: range, options: dict[str, Any
         yield begin, to_uint8(model.sample(chosen, end - begin, first=begin, **options))
 
 
-def _write(batches: Iterator[tuple[int, Tensor]], out: Path, keep: bool) -> list[Tensor]:
+def _write(batches: Iterator[tuple[int, Tensor]], write: Callable[[int, Tensor], None], keep: bool) -> list[Tensor]:
     """Write the images as they come; those for the grid, or all, are returned."""
-    out.mkdir(parents=True, exist_ok=True)
     kept: list[Tensor] = []
     for begin, images in batches:
         for number, image in enumerate(images, start=begin):
-            with replacing(out / f"{number:06d}.png") as new:
-                to_pil_image(image).save(new, "PNG")
+            write(number, image)
         room = len(images) if keep else max(0, IN_GRID - len(kept))
         kept += list(images[:room])
     return kept
