@@ -7,7 +7,7 @@ import torch
 import yaml
 from cli_fixtures import REPOSITORY, tiny_options
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tiny import fit, same, tiny_scenes, tiny_task
+from tiny import ENCODER, fit, same, tiny_scenes, tiny_task
 
 from uniflow.bottleneck import Bottleneck, KLBottleneck, MLPBottleneck, MultiVQBottleneck, VQBottleneck
 from uniflow.callbacks import EMA, CodebookUsage
@@ -22,7 +22,8 @@ SMALL = partial(VQBottleneck, codebook_size=64, codebook_dim=4, dead_code_thresh
 def test_component_trains_validates_and_is_logged(tmp_path, file):
     config = yaml.safe_load(file.read_text())
     config["class_path"] = f"uniflow.bottleneck.{config['class_path']}"
-    task = tiny_task(bottleneck=lambda spec: build_part(config, Bottleneck, spec))
+    encoder = partial(ENCODER, depth=4)  # some name layer 2 and the last
+    task = tiny_task(encoder=encoder, bottleneck=lambda spec: build_part(config, Bottleneck, spec))
     settings = {"limit_val_batches": 1, "val_check_interval": 2}
     trainer, losses = fit(task, tiny_scenes(), tmp_path, steps=2, callbacks=[CodebookUsage()], **settings)
     assert len(losses) == 2
