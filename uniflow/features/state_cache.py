@@ -136,7 +136,7 @@ class _Folder:
         """The batch's states by name, (B, tokens, D) each; None if those of any image are not there."""
         try:
             each = [_load(self._file(digest)) for digest in digests]
-        except (FileNotFoundError, SafetensorError):  # one that a power cut has damaged is made again
+        except (FileNotFoundError, SafetensorError, KeyError):  # one that a power cut has damaged is made again
             return None
         return {name: torch.stack([states[name] for states in each]) for name in each[0]}
 
@@ -156,14 +156,10 @@ class _Folder:
             self._save(digest, own, types)
 
     def _save(self, digest: str, states: dict[str, Tensor], types: dict[str, str]) -> None:
-        file = self._file(digest)
-        new = file.with_suffix(f".{os.getpid()}.part")  # several processes may keep the same crop
         try:
-            save_file(states, new, types)
-            os.replace(new, file)
+            _place(self._file(digest), lambda new: save_file(states, new, types))
         except (OSError, SafetensorError) as error:
-            new.unlink(missing_ok=True)
-            if not is_full(error, new):
+            if not is_full(error, self.path):
                 raise
             self.full = True
             self._warn("there is no space left on its disk")
@@ -188,7 +184,7 @@ def _place(path: Path, write: Callable[[Path], Any]) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     """The states of one crop, (tokens, D) each, in the types in which they were computed."""
     with safe_open(path, "pt") as file:
-        types = file.metadata()
+        types = file.metadata() or {}
         return {name: file.get_tensor(name).to(_dtype(types[name])) for name in file.keys()}  # noqa: SIM118
 
 
@@ -197,11 +193,7 @@ def _dtype(computed: str, kept: str = "exact") -> torch.dtype:
 
 
 def _named(output: EncoderOutput, needed: StatesNeeded) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that are needed, with the names that they have on disk.
-
-    Raises:
-        ValueError: if there are no embeddings, and they are needed.
-    """
+    """The tensors that are needed, as far as the encoder gives them, with the names that they have on disk."""
     depth = len(output.hidden_states)
     for layer in needed.layers:
         if layer < depth:
