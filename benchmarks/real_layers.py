@@ -48,6 +48,7 @@ COLUMNS = {
     "latent_probe": ("probe of the latents", "{:.1%}"),
     "latent_r2": ("R2 of the last layer from the latents", "{:.2f}"),
 }
+MARKERS = {"frozen": "o", "adaptive": "^", "no distillation": "v"}
 
 
 @torch.inference_mode()
@@ -107,34 +108,53 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def plot(results: Mapping[str, Sequence[Mapping[str, float]]], file: Path) -> None:
-    """PSNR against what the latents, and the student's features, keep of the teacher."""
+    """PSNR against what latents and the student's features keep of the teacher; a row for each number of channels."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {"frozen": "#1f77b4", "adaptive": "#2ca02c", "no distillation": "#d62728"}
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), sharey=True)
-    for axis, (key, title) in zip(
-        axes, (("latent_r2", COLUMNS["latent_r2"][0]), ("probe", "probe of the student")), strict=True
-    ):
-        for name, runs in results.items():
-            mode = next(word for word in colours if f", {word}" in name)
-            x, y = (statistics.mean(run[k] for run in runs) for k in (key, "psnr"))
-            axis.scatter(max(x, -0.1), y, c=colours[mode], marker="o" if "Regression" in name else "x", s=50)
-            axis.annotate(name.split(",")[0], (max(x, -0.1), y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    reads = list(dict.fromkeys(name.split(", ")[0] for name in results))
+    channels = [word for word in ("channels=64", "channels=16") if any(word in name for name in results)]
+    figure, axes = plt.subplots(
+        len(channels),
+        2,
+        figsize=(10, 4 * len(channels)),
+        sharey="row",
+        sharex="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    for row, word in zip(axes, channels, strict=True):
+        shown = {name: runs for name, runs in results.items() if word in name}
+        for axis, key in zip(row, ("latent_r2", "probe"), strict=True):
+            for name, runs in shown.items():
+                x, y = (statistics.mean(run[k] for run in runs) for k in (key, "psnr"))
+                axis.scatter(max(x, -0.1), y, s=45, **_style(name, reads, plt.cm.tab10.colors))
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel(f"PSNR, 1 step, dB ({word.partition('=')[2]} channels)")
+    for axis, title in zip(axes[-1], (COLUMNS["latent_r2"][0], "probe of the student"), strict=True):
         axis.set_xlabel(title)
-        axis.grid(alpha=0.3)
-        axis.margins(x=0.18)
-    axes[0].set_ylabel("PSNR, 1 step, dB")
-    handles = [plt.Line2D([], [], color=c, marker="o", ls="", label=name) for name, c in colours.items()]
-    handles += [
-        plt.Line2D([], [], color="k", marker=m, ls="", label=n) for m, n in (("o", "regression"), ("x", "random"))
+    handles = [
+        plt.Line2D([], [], color=colour, marker="s", ls="", label=name)
+        for name, colour in zip(reads, plt.cm.tab10.colors, strict=False)
     ]
-    axes[0].legend(handles=handles, fontsize=8)
-    figure.tight_layout()
+    handles += [plt.Line2D([], [], color="k", marker=m, ls="", label=name) for name, m in MARKERS.items()]
+    handles += [
+        plt.Line2D([], [], color="k", marker="o", ls="", mfc=fill, label=f"start: {name}")
+        for name, fill in (("regression", "k"), ("random", "none"))
+    ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
     with replacing(file) as new:
         figure.savefig(new, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _style(name: str, reads: Sequence[str], colours: Sequence[Any]) -> dict[str, Any]:
+    """Colour: what is read; marker: how the encoder is trained; filled: the regression start."""
+    colour = colours[reads.index(name.split(", ")[0])]
+    mode = next(mode for mode in MARKERS if f", {mode}" in name)
+    return {"marker": MARKERS[mode], "edgecolors": [colour], "c": [colour] if "Regression" in name else "none"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
