@@ -18,9 +18,14 @@ def test_table_has_means_and_spreads():
     assert f"| {NAMES[1]} | 31.00 dB ± 1.41 dB | 29.50 dB ± 0.00 dB |" in several
 
 
-def test_plot_is_a_picture(tmp_path):
-    plot(RESULTS, tmp_path / "plot.png")
+def test_plot_has_a_row_for_each_number_of_channels(tmp_path):
+    heights = []
+    for channels in ((64,), (64, 16)):
+        results = {f"{name}, channels={c}, start=random": runs for name, runs in RESULTS.items() for c in channels}
+        plot(results, tmp_path / "plot.png")
+        heights.append(Image.open(tmp_path / "plot.png").height)
     assert Image.open(tmp_path / "plot.png").width > 600
+    assert heights[1] == 2 * heights[0]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
