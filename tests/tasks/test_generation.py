@@ -236,7 +236,7 @@ def test_cached_codes_give_the_loss_of_the_tokenizer_s_own(recipe, uniflow, proj
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "these latents of 64 channels are no codes; it needs a model.tokenizer with a discrete bottleneck"),
+        ((), "these latents of 64 channels are not codes; it needs a model.tokenizer with a discrete bottleneck"),
         (("--model.tokenizer", "codes", "--model.space", "PictureSpace"), "and LatentSpace as model.space"),
     ],
 )

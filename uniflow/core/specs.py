@@ -47,8 +47,8 @@ class LatentSpec:
     Attributes:
         channels: channels C of a latent.
         patch_size: side in pixels of the image area that one latent stands for.
-        codebook_size: entries of each codebook, for generators of discrete latents; None if the latents are no codes.
-        num_codebooks: codebooks K, so indices of one latent; None if the latents are no codes.
+        codebook_size: entries of each codebook, for generators of discrete latents; None if the latents are not codes.
+        num_codebooks: codebooks K, so indices of one latent; None if the latents are not codes.
     """
 
     channels: int

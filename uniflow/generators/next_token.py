@@ -60,7 +60,7 @@ class NextToken(LatentGenerator):
         guidance: classifier-free guidance where none is given, on logits: l_null + g (l - l_null); 1 is none.
 
     Raises:
-        ValueError: if the heads do not divide the width, or the latents are no codes.
+        ValueError: if the heads do not divide the width, or the latents are not codes.
     """
 
     validation_times = (0.5,)  # the loss has neither time nor noise
@@ -84,7 +84,7 @@ class NextToken(LatentGenerator):
             raise ValueError(f"NextToken: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
         if latent.codebook_size is None or latent.num_codebooks is None:
             raise ValueError(
-                f"NextToken: these latents of {latent.channels} channels are no codes; it needs a model.tokenizer with "
+                f"NextToken: these latents of {latent.channels} channels are not codes; it needs a model.tokenizer with "
                 "a discrete bottleneck (FSQBottleneck, VQBottleneck, MultiVQBottleneck), and LatentSpace as "
                 "model.space, which leaves its codes as they are"
             )
