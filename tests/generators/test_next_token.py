@@ -259,11 +259,11 @@ def test_a_third_party_s_bottleneck_needs_nothing_but_an_inverse():
         awake(make_tokenizer(Inverted))
 
 
-def test_what_are_no_codes_is_refused_in_one_line():
+def test_what_are_not_codes_is_refused_in_one_line():
     continuous = make_tokenizer(partial(MLPBottleneck, channels=6))
     for spec in (continuous.latent_spec, PictureSpace(TWO.latent_spec, channels=4, block=1).spec, LatentSpec(4, 8)):
         with pytest.raises(
-            ValueError, match=r"no codes; it needs a model.tokenizer with a discrete.*LatentSp"
+            ValueError, match=r"not codes; it needs a model.tokenizer with a discrete.*LatentSp"
         ) as caught:
             NextToken(spec, TOLD, **TINY)
         assert len(str(caught.value)) <= 320

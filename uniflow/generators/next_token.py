@@ -84,8 +84,8 @@ class NextToken(LatentGenerator):
             raise ValueError(f"NextToken: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
         if latent.codebook_size is None or latent.num_codebooks is None:
             raise ValueError(
-                f"NextToken: these latents of {latent.channels} channels are not codes; it needs a model.tokenizer with "
-                "a discrete bottleneck (FSQBottleneck, VQBottleneck, MultiVQBottleneck), and LatentSpace as "
+                f"NextToken: these latents of {latent.channels} channels are not codes; it needs a model.tokenizer "
+                "with a discrete bottleneck (FSQBottleneck, VQBottleneck, MultiVQBottleneck), and LatentSpace as "
                 "model.space, which leaves its codes as they are"
             )
         self.latent, self.head_dim = latent, width // num_heads
