@@ -80,9 +80,12 @@ class Progress(Callback):
         self.images += len(batch["image"]) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self._pause()
+        if not trainer.sanity_checking:
+            self._pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking:
+            return
         self._add(trainer, trainer.callback_metrics["val/psnr"].item())
         self.since = _now()
 

@@ -18,6 +18,7 @@ def test_variants_are_run_once_and_compared(parts, capfd):  # noqa: F811
     for result in found.values():
         progress = result["progress"]
         assert [p["images"] for p in progress] == list(range(0, 81, 8))
+        assert 0 < progress[0]["seconds"] < 60  # of the start alone: the check before training is not counted
         assert all(before["seconds"] < after["seconds"] for before, after in itertools.pairwise(progress))
         assert result["reached"]["29 dB"] is None  # noise
     assert found["recipe"]["test_psnr"] != found["recipe, states from a cache"]["test_psnr"]  # of other crops
