@@ -88,6 +88,18 @@ class Condition(Part):
         """
         raise ValueError(f"{type(self).__name__} takes no values, got {', '.join(words)}")
 
+    def share(self, model: Any, tokenizer: Any) -> bool:
+        """Take a language model that is in memory already, if it is the one that this condition was trained with.
+
+        Args:
+            model: of transformers, with or without a head.
+            tokenizer: its tokenizer.
+
+        Returns:
+            Whether it is; if not, or by default, nothing changes.
+        """
+        return False
+
     def example(self, count: int) -> Any:
         """Values for `forward` of `count` samples, for `uniflow plan`: only shapes and types matter."""
         return None

@@ -98,6 +98,9 @@ class TextCondition(Condition):
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
         return padded[:-1].to(dropped.device), mask.to(dropped.device)
 
+    def share(self, model: Any, tokenizer: Any) -> bool:
+        return self.encoder.share(model, tokenizer)
+
     def parse(self, words: Sequence[str]) -> list[str]:
         """The words themselves, each a text."""
         return list(words)
@@ -155,15 +158,7 @@ class FrozenText:
         return found
 
     def share(self, model: Any, tokenizer: Any) -> bool:
-        """Take a language model that is in memory already, if it is the one that this condition was trained with.
-
-        Args:
-            model: of transformers, with or without a head.
-            tokenizer: its tokenizer.
-
-        Returns:
-            Whether it is; if not, nothing changes.
-        """
+        """As `Condition.share`."""
         body = _text_part(getattr(model, "base_model", model))
         if self._loaded is not None or self.text_hash is None or weights_hash(body) != self.text_hash:
             return False

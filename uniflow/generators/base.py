@@ -116,7 +116,7 @@ class LatentGenerator(Part):
 
         Args:
             temperature: above 0; the logits are divided by it.
-            top_k: draw among so many of the likeliest codes; 0 is all.
+            top_k: draw among this many of the likeliest codes; 0 is all.
             top_p: draw among the likeliest codes that together have this probability; 1 is all.
 
         Raises:

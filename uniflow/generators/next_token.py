@@ -55,7 +55,7 @@ class NextToken(LatentGenerator):
         head_depth: blocks of the transformer over the K codes of a latent, of the same width; 0 predicts them at once.
             One codebook has none.
         temperature: logits are divided by it in sampling.
-        top_k: draw among so many of the likeliest codes; 0 is all.
+        top_k: draw among this many of the likeliest codes; 0 is all.
         top_p: draw among the likeliest codes that together have this probability (arXiv 1904.09751); 1 is all.
         guidance: classifier-free guidance where none is given, on logits: l_null + g (l - l_null); 1 is none.
 

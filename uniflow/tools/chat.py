@@ -7,10 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import to_pil_image
 
-from uniflow.conditions import TextCondition
-from uniflow.core.atomic import replacing
 from uniflow.core.numbers import NonNegativeInt, PositiveInt
 from uniflow.core.pixels import to_uint8
 from uniflow.core.text_models import require_transformers
@@ -18,6 +15,7 @@ from uniflow.data.images.reading import read_image
 from uniflow.generators import Generator
 from uniflow.language import Assistant
 from uniflow.tools.common import pick_device
+from uniflow.tools.prompt_sets import write_png
 
 
 def chat(
@@ -64,7 +62,7 @@ def chat(
     if gguf_file and not lm:
         raise ValueError("--gguf_file names a file of --lm, which is missing")
     if (draw is None) != (generator is None):
-        raise ValueError("--draw FILE.png and --generator RUN/generator go together: the one draws, the other is drawn")
+        raise ValueError("--draw FILE.png and --generator RUN/generator go together: what is drawn, and what draws it")
     if draw is not None:
         _check_drawing(draw, image)
     pixels = None if image is None else read_image(image)
@@ -95,14 +93,13 @@ def _check_drawing(draw: Path, image: Path | None) -> None:
 def _drawn(assistant: Assistant, folder: Path, words: str, seed: int, file: Path) -> Tensor:
     """The image that a generator makes of words, uint8 (3, H, W), which it writes to a file, too."""
     generator = Generator.from_pretrained(folder).to(assistant.device)
-    if not isinstance(generator.condition, TextCondition):
+    if generator.condition.field != "caption":
         raise ValueError(
             f"--generator {folder} was not trained with texts (TextCondition): it cannot draw what words say"
         )
-    shared = generator.condition.encoder.share(assistant.answerer.lm, assistant.answerer.tokenizer)
+    shared = generator.condition.share(assistant.answerer.lm, assistant.answerer.tokenizer)
     image = to_uint8(generator.sample([words], seed=seed)[0])
-    with replacing(file) as new:
-        to_pil_image(image).save(new, "PNG")
+    write_png(image, file)
     print(
         f"{file}: {words}" + ("" if shared else " (the generator's text encoder is another model than the assistant's)")
     )

@@ -71,7 +71,7 @@ def sample(
             in its middle predicts, of a generator that was trained for it; the generator's own by default.
         autoguide: the folder of a weaker generator of the same tokenizer, away from which guidance moves instead.
         temperature: of a generator that draws codes, above 0: below 1 it prefers likely ones; its own by default.
-        top_k: draw among so many of the likeliest codes, 0 is all; the generator's own by default.
+        top_k: draw among this many of the likeliest codes, 0 is all; the generator's own by default.
         top_p: draw among the likeliest codes that have this probability together, 1 is all; the generator's own by
             default.
         batch_size: images at a time.
