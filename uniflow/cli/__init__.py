@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from uniflow.cli.early import refuse_unknown_options
+from uniflow.cli.early import RUN_OPTIONS, arguments_of, refuse_unknown_options
 from uniflow.cli.errors import UserError, who_stopped
 from uniflow.core.exit_codes import BAD_INPUT, INTERRUPTED
 
@@ -135,6 +135,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command in RUNS:
+        refuse_unknown_options(RUN_OPTIONS, rest)
         from uniflow.cli.app import run
 
         return run(command, rest)
@@ -143,7 +144,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         return load_function(command, RECIPE_TOOLS[command][0])(rest)
     if command in TOOLS:
-        refuse_unknown_options(TOOLS[command][0], rest)
+        refuse_unknown_options(arguments_of(TOOLS[command][0]), rest)
         from uniflow.cli.tools import run_tool
 
         return run_tool(command, TOOLS[command][0], rest)

@@ -1,26 +1,34 @@
-"""A misspelt option of a tool is refused before torch is imported, which takes seconds."""
+"""A misspelt option is refused before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from uniflow.cli.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
+# What comes before a dot in the options of fit, validate, test and predict, all of them together.
+RUN_OPTIONS = (
+    *("config", "model", "data", "trainer", "run", "ckpt_path", "weights_only", "seed_everything", "print_config"),
+    *("verbose", "return_predictions"),
+    # The callbacks of every run, then those of tasks.
+    *("checkpoint", "best_checkpoint", "preemption", "ema", "images", "stability", "monitor", "results"),
+    *("codebook", "export", "latents", "probe", "statistics"),
+)
 
-def refuse_unknown_options(target: str, words: Sequence[str]) -> None:
-    """Refuse an option whose name, up to a dot, is not an argument of `target` ("uniflow.MODULE:function").
 
-    The function's source is read, not run. What comes after a dot is the parser's to check.
+def refuse_unknown_options(known: Iterable[str] | None, words: Sequence[str]) -> None:
+    """Refuse an option whose name, up to a dot, is not among `known`; None knows nothing and refuses nothing.
+
+    What comes after a dot is the parser's to check.
 
     Raises:
         UserError: naming the option and the closest known one.
     """
-    known = _arguments(target)
     if known is None:
         return
     options = [f"--{name}" for name in (*known, "help")]
@@ -28,14 +36,22 @@ def refuse_unknown_options(target: str, words: Sequence[str]) -> None:
         if word == "--":
             return
         option = word.partition("=")[0]
-        if not option.startswith("--") or option.rstrip("+").partition(".")[0] in options:
-            continue
-        close = difflib.get_close_matches(option, options, n=1)
-        raise UserError(f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else ""))
+        name, dot, inner = option.rstrip("+").partition(".")
+        if option.startswith("--") and name not in options:
+            raise UserError(no_such_option(option, [near + dot + inner for near in options]))
 
 
-def _arguments(target: str) -> list[str] | None:
-    """The names of a function's arguments; None where its source does not tell all of them."""
+def no_such_option(option: str, options: Iterable[str]) -> str:
+    """What to say of an option that does not exist, with the closest one that does."""
+    close = difflib.get_close_matches(option, list(options), n=1)
+    return f"there is no option {option}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def arguments_of(target: str) -> list[str] | None:
+    """The names of the arguments of "uniflow.MODULE:FUNCTION"; None where its source does not tell all of them.
+
+    The source is read, not run.
+    """
     module, _, name = target.partition(":")
     source = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     if not source.is_file():

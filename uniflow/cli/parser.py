@@ -11,6 +11,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 from uniflow.cli import config_files
+from uniflow.cli.early import no_such_option
 from uniflow.cli.errors import UserError, readable_report
 from uniflow.cli.words import check_flags, complete_words
 
@@ -55,8 +56,7 @@ class Parser(LightningArgumentParser):
     def _explain(self, message: str) -> str:
         """`message`, with the closest known option."""
         if match := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            close = difflib.get_close_matches(match[1], list(self._option_string_actions), n=1)
-            return f"there is no option {match[1]}" + (f"; did you mean {close[0]}?" if close else "")
+            return no_such_option(match[1], self._option_string_actions)
         if match := re.fullmatch(r"Option '([^']+)' is not accepted", message):
             known = [action.dest for action in self._actions if action.dest != "help" and ".help" not in action.dest]
             close = difflib.get_close_matches(match[1], known, n=1)

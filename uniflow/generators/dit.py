@@ -68,6 +68,7 @@ class DiT(LatentGenerator):
         head_depth: number of its blocks, above 0 with a head.
         positions: "rotary", in attention only, or "both", with a sine-cosine embedding added to each token (arXiv
             2212.09748): rotary positions alone tell how far two tokens are apart, not where in the image they are.
+        mlp_kernel: side of a depthwise convolution in the blocks' MLPs, an odd number (see `GatedMLP`); 0 is none.
 
     Raises:
         ImportError: if "dopri5" lacks torchdiffeq.
@@ -98,6 +99,7 @@ class DiT(LatentGenerator):
         head_width: NonNegativeInt = 0,
         head_depth: NonNegativeInt = 0,
         positions: Literal["rotary", "both"] = "rotary",
+        mlp_kernel: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 4:
@@ -109,6 +111,8 @@ class DiT(LatentGenerator):
                 f"DiT: a wide head has a head_width that is a multiple of {width // num_heads} (width / num_heads) "
                 f"and a head_depth above 0, got {head_width} and {head_depth}"
             )
+        if mlp_kernel and mlp_kernel % 2 == 0:
+            raise ValueError(f"DiT: mlp_kernel must be odd, or 0 for none, got {mlp_kernel}")
         if method == "dopri5":
             need_torchdiffeq()
         self.internal_weight, self.internal_depth = internal_weight, internal_depth or max(1, depth // 2)
@@ -123,7 +127,9 @@ class DiT(LatentGenerator):
         self.positions = PositionEmbedding(width) if positions == "both" else None
         self.time_embed = TimeEmbedding(width)
         self.condition_proj = nn.Linear(condition.width, width)
-        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio, condition.token_width) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, num_heads, mlp_ratio, condition.token_width, kernel=mlp_kernel) for _ in range(depth)
+        )
         self.head: WideHead | None = None
         if head_width > 0:
             heads = head_width // self.head_dim
@@ -163,7 +169,7 @@ class DiT(LatentGenerator):
         condition = (self.time_embed(t) + self.condition_proj(conditioning.vector))[:, None]
         outputs = []
         for number, block in enumerate(self.blocks, start=1):
-            tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask)
+            tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask, grid=(rows, columns))
             if internal and self.internal_output is not None and number == self.internal_depth:
                 outputs = [self.internal_output(tokens, condition)]
         if self.head is None:

@@ -12,17 +12,23 @@ from uniflow.layers.attention import CausalAttention, CrossAttention, GatedMLP, 
 class DiTBlock(nn.Module):
     """Attention and MLP whose norms and gates the condition drives; it starts as the identity (AdaLN-zero).
 
-    With `causal` a token sees itself and those before it only.
+    With `causal` a token sees itself and those before it only; with a `kernel` the MLP has a convolution.
     """
 
     def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, token_width: int | None, causal: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        token_width: int | None,
+        causal: bool = False,
+        kernel: int = 0,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
         self.attention = CausalAttention(width, num_heads) if causal else GridAttention(width, num_heads)
         self.cross = None if token_width is None else CrossAttention(width, token_width, num_heads)
-        self.mlp = GatedMLP(width, mlp_ratio)
+        self.mlp = GatedMLP(width, mlp_ratio, kernel)
         self.modulation = zero_linear(width, 6 * width)
 
     def forward(
@@ -33,17 +39,18 @@ class DiTBlock(nn.Module):
         tokens: Tensor | None,
         mask: Tensor | None,
         cache: KeyValues | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Tensor:
         """Tokens (B, N, width), the condition's vector (B, 1, width), its tokens and mask, and the angles.
 
-        A causal block takes a cache, of the tokens before; x is then the next one.
+        A causal block takes a cache, of the tokens before; x is then the next one. One with a kernel needs the grid.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
         seen = () if cache is None else (cache,)
         x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1, angles, *seen)
         if self.cross is not None and tokens is not None:
             x = x + self.cross(self.norm1(x), tokens, mask)
-        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2, grid)
 
 
 class OutputLayer(nn.Module):

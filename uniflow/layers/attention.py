@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from uniflow.layers.adaln import zero_linear
+from uniflow.layers.grid import to_image, to_tokens
 from uniflow.layers.precision import full_precision, without_autocast
 
 
@@ -137,18 +138,35 @@ class CrossAttention(nn.Module):
 class GatedMLP(nn.Module):
     """SwiGLU (arXiv 2002.05202): W3 (silu(W1 x) * W2 x), as large as a plain MLP of ratio `mlp_ratio`.
 
+    With a `kernel` W1 x and W2 x go through a depthwise convolution over the grid of tokens, as in SANA's MLP
+    (arXiv 2410.10629). It starts as the identity.
+
     Args:
         width: channels.
         mlp_ratio: hidden channels of the plain MLP over `width`.
+        kernel: side of the convolution, an odd number; 0 is none.
     """
 
-    def __init__(self, width: int, mlp_ratio: float) -> None:
+    def __init__(self, width: int, mlp_ratio: float, kernel: int = 0) -> None:
         super().__init__()
         hidden = max(8, round(width * mlp_ratio * 2 / 3 / 8) * 8)
         self.gate_and_value = nn.Linear(width, 2 * hidden)
+        self.conv = None if kernel == 0 else _identity_conv(2 * hidden, kernel)
         self.proj = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., width) -> (..., width)."""
-        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """(..., width) -> (..., width); with a kernel (B, rows * columns, width) and the `grid`, rows and columns."""
+        hidden = self.gate_and_value(x)
+        if self.conv is not None and grid is not None:
+            hidden = to_tokens(self.conv(to_image(hidden, grid[0])))
+        gate, value = hidden.chunk(2, dim=-1)
         return self.proj(F.silu(gate) * value)
+
+
+def _identity_conv(channels: int, kernel: int) -> nn.Conv2d:
+    """A depthwise convolution that changes nothing yet."""
+    conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+    nn.init.dirac_(conv.weight, groups=channels)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
