@@ -12,6 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from uniflow.core.atomic import replacing
 from uniflow.evaluation.judging import judge_batch
@@ -55,9 +62,10 @@ class StepSeconds(Callback):
 
 
 class Progress(Callback):
-    """Writes down PSNR of validation against seconds of training, without those of validation, and images seen.
+    """Writes down PSNR of validation against seconds of training, without those of validation, images and GFLOP.
 
-    Seconds by the clock ("wall"), and of the CPU time of this process, without workers ("cpu").
+    Seconds by the clock ("wall"), and of the CPU time of this process, without workers ("cpu"). GFLOP are those of
+    matrix products, convolutions and attention that were run.
 
     The first entry is of the start, before any step: RUN/progress.json.
     """
@@ -66,15 +74,18 @@ class Progress(Callback):
         self.entries: list[dict[str, float]] = []
         self.images = 0
         self.spent, self.since = np.zeros(2), np.zeros(2)
+        self.flop = 0
+        self.counter: FlopCounterMode | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.since = _now()
+        _count_attention()
+        self._go_on()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if not self.entries:  # not when fit starts: the task's own start comes after the callbacks'
             self._pause()
             self._add(trainer, judged(trainer, pl_module, "val"))
-            self.since = _now()
+            self._go_on()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.images += len(batch["image"]) * trainer.world_size
@@ -87,16 +98,38 @@ class Progress(Callback):
         if trainer.sanity_checking:
             return
         self._add(trainer, trainer.callback_metrics["val/psnr"].item())
+        self._go_on()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self._pause()
+
+    def _go_on(self) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
         self.since = _now()
 
     def _pause(self) -> None:
-        self.spent += _now() - self.since
+        if self.counter is not None:
+            self.spent += _now() - self.since
+            self.counter.__exit__(None, None, None)
+            self.flop += self.counter.get_total_flops()
+            self.counter = None
 
     def _add(self, trainer: Trainer, decibel: float) -> None:
         wall, cpu = self.spent.tolist()
-        self.entries.append({"wall": wall, "cpu": cpu, "images": self.images, "psnr": decibel})
+        seen = {"images": self.images, "gflop": self.flop / 1e9}
+        self.entries.append({"wall": wall, "cpu": cpu, **seen, "psnr": decibel})
         with replacing(Path(trainer.default_root_dir) / "progress.json") as new:
             new.write_text(json.dumps(self.entries) + "\n")
+
+
+def _count_attention() -> None:
+    """Let torch's counter count attention's kernel for CPUs, too."""
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    if forward not in flop_registry:
+        register_flop_formula(forward)(lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))
+        register_flop_formula(backward)(lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v))
 
 
 def _now() -> np.ndarray:

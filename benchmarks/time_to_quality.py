@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, variant: Sequence[str], folder: Path, furth
 def read(folder: Path, clock: str) -> dict[str, Any]:
     """A run's progress, its first entry of at least each of `LEVELS` (None where there is none), and its end."""
     entries = json.loads((folder / "progress.json").read_text())
-    progress = [{"seconds": e[clock], "images": e["images"], "psnr": e["psnr"]} for e in entries]
+    progress = [{"seconds": e[clock], **{key: e[key] for key in ("images", "gflop", "psnr")}} for e in entries]
     tested = json.loads((folder / "test_results.json").read_text())
     first, last = progress[0], progress[-1]
     return {
@@ -115,12 +115,15 @@ def _rate(before: Mapping[str, float], after: Mapping[str, float]) -> float:
 
 def write(results: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """The table and the plot."""
-    heads = [*(f"{level:g} dB after s (images)" for level in LEVELS), "images/s over the recipe's: mean, last tenth"]
-    heads += ["test PSNR at the end, dB", "cosine, last layer"]
+    heads = [
+        *(f"{level:g} dB after s (images, TFLOP)" for level in LEVELS),
+        "images/s over the recipe's: mean, last tenth",
+    ]
+    heads += ["images/s over the recipe's: mean, last tenth", "test PSNR at the end, dB", "cosine, last layer"]
     lines = ["| " + " | ".join(["variant", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
     baseline = results.get(BASELINE, next(iter(results.values())))
     for name, result in results.items():
-        cells = [f"{p['seconds']:.0f} ({p['images']})" if p else "not reached" for p in result["reached"].values()]
+        cells = [_cell(point) for point in result["reached"].values()]
         rates = [result[rate] / baseline[rate] for rate in ("images_per_second", "images_per_second_end")]
         cells += [", ".join(f"{rate:.2f}" for rate in rates)]
         cells += [f"{result['test_psnr']:.2f}", f"{result['cosine_last']:.3f}"]
@@ -130,6 +133,12 @@ def write(results: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     with replacing(out / "time_to_quality.json") as new:
         new.write_text(json.dumps(results, indent=1) + "\n")
     plot(results, out / "time_to_quality.png")
+
+
+def _cell(point: Mapping[str, float] | None) -> str:
+    if point is None:
+        return "not reached"
+    return f"{point['seconds']:.0f} ({point['images']}, {point['gflop'] / 1e3:.1f})"
 
 
 def plot(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:

@@ -21,6 +21,9 @@ def test_variants_are_run_once_and_compared(parts, capfd):  # noqa: F811
         assert 0 < progress[0]["seconds"] < 60  # of the start alone: the check before training is not counted
         assert all(before["seconds"] < after["seconds"] for before, after in itertools.pairwise(progress))
         assert result["reached"]["29 dB"] is None  # noise
+        assert progress[0]["gflop"] > 0
+    spent = [found[name]["progress"][-1]["gflop"] - found[name]["progress"][-2]["gflop"] for name in found]
+    assert 0 < spent[1] < 0.9 * spent[0]  # by then the encoder of the second does not run
     assert found["recipe"]["test_psnr"] != found["recipe, states from a cache"]["test_psnr"]  # of other crops
     assert list((parts / "out" / "states").rglob("*.safetensors"))
     assert "| recipe, states from a cache |" in (parts / "out" / "time_to_quality.md").read_text()

@@ -57,6 +57,8 @@ def test_it_starts_by_predicting_zero():
         {"head_width": 24, "head_depth": 2},
         {"head_width": 32, "head_depth": 1},
         {"positions": "both"},
+        {"mlp_kernel": 3},
+        {"mlp_kernel": 5},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -183,6 +185,7 @@ def test_shift_by_the_dimension():
         ({"head_width": 24}, "a head_depth above 0, got 24 and 0"),
         ({"head_depth": 2}, "got 0 and 2"),
         ({"internal_weight": 0.5, "internal_depth": 2}, "internal_depth must be below depth 2"),
+        ({"mlp_kernel": 2}, "mlp_kernel must be odd, or 0 for none, got 2"),
     ],
 )
 def test_wrong_arguments_are_refused(wrong, message):

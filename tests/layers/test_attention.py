@@ -92,6 +92,19 @@ def test_a_gated_mlp_is_as_large_as_a_plain_one():
     assert gated == pytest.approx(plain, rel=0.01)
 
 
+def test_the_convolution_of_an_mlp_starts_as_nothing_and_reaches_the_neighbours():
+    torch.manual_seed(0)
+    plain, x = GatedMLP(8, 2.0), torch.randn(2, 6 * 5, 8)
+    mlp = GatedMLP(8, 2.0, kernel=3)
+    mlp.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(mlp(x, (6, 5)), plain(x))
+    torch.nn.init.ones_(mlp.conv.weight)
+    changed = x.clone()
+    changed[:, 2 * 5 + 3] += 1
+    moved = (mlp(changed, (6, 5)) - mlp(x, (6, 5))).abs().amax(dim=(0, 2)).unflatten(0, (6, 5)) > 1e-6
+    assert moved.nonzero().tolist() == [[row, column] for row in (1, 2, 3) for column in (2, 3, 4)]
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_causal_token_sees_those_before_it_and_a_cache_gives_the_same(grad):
     torch.manual_seed(0)

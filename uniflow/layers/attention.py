@@ -157,7 +157,8 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """(..., width) -> (..., width); with a kernel (B, rows * columns, width) and the `grid`, rows and columns."""
         hidden = self.gate_and_value(x)
-        if self.conv is not None and grid is not None:
+        if self.conv is not None:
+            assert grid is not None
             hidden = to_tokens(self.conv(to_image(hidden, grid[0])))
         gate, value = hidden.chunk(2, dim=-1)
         return self.proj(F.silu(gate) * value)
