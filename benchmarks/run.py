@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Script -> its topic on the page.
 TOPICS = {
     "reconstruction": "Reconstruction at the released size",
+    "inference": "Encoding and decoding",
     "step": "Training step",
     "overhead": "Logging, EMA and the other callbacks",
     "data": "Reading data",

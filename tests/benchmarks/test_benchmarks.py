@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import tiny_scenes, tiny_task
 
-from benchmarks import gpu, measure, models, overhead, profile_step, reconstruction, run, step
+from benchmarks import gpu, inference, measure, models, overhead, profile_step, reconstruction, run, step
 
 FIELDS = {"name", "value", "unit", "baseline", "ratio", "target", "met", "command", "machine", "torch", "date"}
 
@@ -96,6 +96,14 @@ def test_reconstruction_prints_its_targets_and_how_far_results_differ(capfd):
     assert found["reconstruction, bfloat16, fused attention"]["target"] == 0.6
     assert found["reconstruction, float32, fused attention"]["largest_difference"] < 1e-3
     assert 0 < found["reconstruction, bfloat16, fused attention"]["largest_difference"] < 0.5
+
+
+def test_inference_compares_ways_that_give_the_same_images(capfd):
+    assert inference.main(["--tiny", "--rounds", "1"]) == 0
+    found = lines(capfd)
+    exact, half = (found[f"decode, embedded, 64 px, batch 2: {way}"] for way in ("ONNX Runtime", "bfloat16, autocast"))
+    assert exact["psnr_to_baseline"] > 80 > half["psnr_to_baseline"] > 40
+    assert "encode, DINOv2-S/14, 28 px, batch 2: float32, oneDNN" in found
 
 
 def test_overhead_measures_each_part(capfd, monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
+from uniflow.layers.exact import ExactLinear
 
-def preserve_variance_(*layers: nn.Linear) -> None:
+
+def preserve_variance_(*layers: nn.Linear | ExactLinear) -> None:
     """Initialise linear layers so that their output varies as much as their input (LeCun normal, no bias).
 
     PyTorch's default shrinks the signal to 58 % a layer, so that after a chain of projections the latent would be
