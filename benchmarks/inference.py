@@ -1,7 +1,7 @@
 """Encoding and reconstructing on one CPU thread: number formats, oneDNN and ONNX against eager float32.
 
 The embedded tokenizer at 64 px with batches of 1, 8 and 64, and DINOv2 ViT-S/14 with a light decoder (random weights)
-at 224 px with batches of 1 and 8. int8 is weight-only, by torchao (`pip install torchao`; left out where it is missing).
+at 224 px with batches of 1 and 8. int8 is weight-only, by torchao, and left out where that is not installed.
 "psnr_to_baseline" is how far reconstructions are from the baseline's, in dB; 100 is equal.
 
     python benchmarks/inference.py [--rounds 5] [--tiny]

@@ -98,6 +98,7 @@ def test_reconstruction_prints_its_targets_and_how_far_results_differ(capfd):
     assert 0 < found["reconstruction, bfloat16, fused attention"]["largest_difference"] < 0.5
 
 
+@pytest.mark.slow
 def test_inference_compares_ways_that_give_the_same_images(capfd):
     assert inference.main(["--tiny", "--rounds", "1"]) == 0
     found = lines(capfd)
