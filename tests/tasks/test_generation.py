@@ -98,6 +98,20 @@ def test_dropping_every_condition_changes_the_training(recipe, uniflow, project)
     assert not torch.equal(losses["told"], losses["untold"])
 
 
+def test_an_alignment_trains_the_network_and_stays_out_of_the_generator(recipe, uniflow, project):
+    aligned = ("--model.alignment", "FeatureAlignment", "--model.alignment.depth", "1")
+    logged = ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "aligned")
+    assert uniflow("fit", "-c", recipe, "--run", "plain").code == 0
+    assert uniflow("fit", "-c", recipe, "--run", "aligned", *aligned, *logged).code == 0
+    plain, other = (Generator.from_pretrained(project / run / "generator").network for run in ("plain", "aligned"))
+    assert plain.state_dict().keys() == other.state_dict().keys()
+    assert not torch.equal(plain.input_proj.weight, other.input_proj.weight)
+    [metrics] = (project / "aligned").rglob("metrics.csv")
+    assert "train/alignment" in metrics.read_text().splitlines()[0]
+    on = ("--ckpt_path", "last", "--trainer.max_steps", "3")
+    assert uniflow("fit", "-c", recipe, "--run", "aligned", *aligned, *on).code == 0
+
+
 def test_cached_latents_train_a_generator_of_their_tokenizer_only(recipe, uniflow, project):
     data = ("--data.class_path", "Scenes", "--data.size", "16", "--data.train_length", "8", "--data.val_length", "4")
     encoded = uniflow("encode", "--tokenizer", "embedded", *data, "--data.num_workers", "0", "--out", "cached")
@@ -131,6 +145,10 @@ def test_a_checkpoint_goes_with_its_tokenizer(recipe, uniflow, project):
         (("--model.tokenizer", "missing"), "no tokenizer at missing"),
         (("--model.tokenizer", "plain"), "has no latent statistics, which a generator needs"),
         (("--model.generator.init_args.num_heads", "3"), "multiple of 4"),
+        (
+            ("--model.alignment", "FeatureAlignment", "--model.alignment.depth", "4"),
+            "depth must be at most 1, the blocks of DiT, got 4",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(recipe, uniflow, project, words, message):

@@ -20,11 +20,13 @@ class LatentGenerator(Part):
 
     Attributes:
         latent: spec of the latents.
+        token_width: channels of the tokens that go through its `blocks`; None if it has no blocks.
         steps: sampler steps where none are given; None if there is no such choice.
         validation_times: times at which `validation_loss` is asked; one is enough where the loss has no time.
     """
 
     latent: LatentSpec
+    token_width: int | None = None
     steps: int | None = None
     validation_times: ClassVar[tuple[float, ...]] = (0.1, 0.3, 0.5, 0.7, 0.9)
     entry_points: ClassVar[tuple[str, ...]] = ("loss", "validation_loss", "sample", "sample_autoguided")

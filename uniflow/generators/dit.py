@@ -119,7 +119,7 @@ class DiT(LatentGenerator):
         if internal_weight > 0 and self.internal_depth >= depth:
             raise ValueError(f"DiT: internal_depth must be below depth {depth}, got {self.internal_depth}")
         self.guide_from(guidance_from)
-        self.latent, self.head_dim = latent, width // num_heads
+        self.latent, self.token_width, self.head_dim = latent, width, width // num_heads
         self.prediction, self.shift, self.uniform_share = prediction, shift, uniform_share
         self.steps, self.method, self.guidance, self.tolerance = steps, method, guidance, tolerance
         self.guidance_interval = (guidance_interval[0], guidance_interval[1])

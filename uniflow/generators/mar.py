@@ -85,7 +85,7 @@ class MAR(LatentGenerator):
         super().__init__()
         if width % num_heads or width // num_heads % 4:
             raise ValueError(f"MAR: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
-        self.latent, self.head_dim = latent, width // num_heads
+        self.latent, self.token_width, self.head_dim = latent, width, width // num_heads
         self.mask_min, self.mask_std, self.repeats, self.uniform_share = mask_min, mask_std, repeats, uniform_share
         self.steps, self.flow_steps = steps, flow_steps
         self.guidance, self.guidance_schedule = guidance, guidance_schedule

@@ -88,7 +88,7 @@ class NextToken(LatentGenerator):
                 "with a discrete bottleneck (FSQBottleneck, VQBottleneck, MultiVQBottleneck), and LatentSpace as "
                 "model.space, which leaves its codes as they are"
             )
-        self.latent, self.head_dim = latent, width // num_heads
+        self.latent, self.token_width, self.head_dim = latent, width, width // num_heads
         self.codebook_size, self.num_codebooks = latent.codebook_size, latent.num_codebooks
         self.temperature, self.top_k, self.top_p, self.guidance = temperature, top_k, top_p, guidance
         self.codes = nn.Embedding(self.num_codebooks * self.codebook_size, width)

@@ -56,6 +56,15 @@ class LatentSpace(Part):
         """
         return rows, columns
 
+    @property
+    def feature_channels(self) -> int:
+        """Channels of what `features` gives."""
+        return self.latent.channels
+
+    def features(self, latents: Tensor) -> Tensor:
+        """All of the normalised latents (B, C, h, w), on the grid of what the generator makes: (B, F, h', w')."""
+        return latents
+
     def forward(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) -> what the generator makes, (B, C', h', w'), of about unit variance."""
         return latents
@@ -141,6 +150,13 @@ class PictureSpace(LatentSpace):
                 f"take images whose sides are multiples of {self.spec.patch_size} pixels, or another block"
             )
         return rows // self.block, columns // self.block
+
+    @property
+    def feature_channels(self) -> int:
+        return self._wide
+
+    def features(self, latents: Tensor) -> Tensor:
+        return self._blocks(latents)
 
     def forward(self, latents: Tensor) -> Tensor:
         self.grid(latents.shape[-2], latents.shape[-1])

@@ -18,7 +18,7 @@ from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
 from uniflow.evaluation.prompts import PromptAdherence
-from uniflow.generators import DiT, Generator, LatentGenerator, LatentSpace
+from uniflow.generators import DiT, FeatureAlignment, Generator, LatentGenerator, LatentSpace
 from uniflow.generators.cached import check_cached
 from uniflow.generators.model import check_tokenizer, decode_latents
 from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, PictureFeatures, image_digests, noise_for, psnr
@@ -30,6 +30,7 @@ from uniflow.training.trainer import data_of, is_dry_run
 
 GeneratorFactory = Callable[[LatentSpec, ConditionSpec], LatentGenerator]
 SpaceFactory = Callable[[LatentSpec], LatentSpace]
+AlignmentFactory = Callable[[int, int], FeatureAlignment]
 
 
 class GenerationTask(Task):
@@ -47,6 +48,8 @@ class GenerationTask(Task):
         generator: makes the network from the specs of latents and condition.
         condition: makes the condition.
         space: makes the map from the latents to what the network makes; `PictureSpace` is fitted before the first step.
+        alignment: makes a head that predicts the whole latents from the channels of these and of the network's tokens;
+            None is none.
         eval_guidance: strengths of guidance that the test judges.
         judge: makes the extractor of the features that the test compares.
         prompt_judge: makes the extractor of the features from which the test reads what captions say, where the data
@@ -65,6 +68,7 @@ class GenerationTask(Task):
         generator: GeneratorFactory = DiT,
         condition: Callable[[], Condition] = NoCondition,
         space: SpaceFactory = LatentSpace,
+        alignment: AlignmentFactory | None = None,
         eval_guidance: Sequence[NonNegativeFloat] = (1.0,),
         judge: Callable[[], FeatureExtractor] = EncoderFeatures,
         prompt_judge: Callable[[], FeatureExtractor] = PictureFeatures,
@@ -72,7 +76,7 @@ class GenerationTask(Task):
     ) -> None:
         super().__init__(**task)
         self._path, self._make_network, self._make_condition = tokenizer, generator, condition
-        self._make_space = space
+        self._make_space, self._make_alignment = space, alignment
         self.eval_guidance, self._make_judge = list(eval_guidance), judge
         self._make_prompt_judge = prompt_judge
         self._averages = Averages()
@@ -90,6 +94,12 @@ class GenerationTask(Task):
         self.space = self._make_space(tokenizer.latent_spec)
         self.network = self._make_network(self.space.spec, self.condition.spec)
         self.network.use_tokenizer(tokenizer)
+        self.alignment: FeatureAlignment | None = None
+        if self._make_alignment is not None:
+            if self.network.token_width is None:
+                raise ValueError(f"alignment: {type(self.network).__name__} has no token_width, so no blocks to read")
+            self.alignment = self._make_alignment(self.space.feature_channels, self.network.token_width)
+            self.alignment.attach(self.network)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -106,6 +116,8 @@ class GenerationTask(Task):
         yield self.network
         yield self.condition
         yield self.space
+        if self.alignment is not None:
+            yield self.alignment
 
     @property
     def generator(self) -> Generator:
@@ -185,10 +197,13 @@ class GenerationTask(Task):
                 return
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        latents = self.latents(batch)
+        whole = self.encoded(batch)
+        latents = self.space(whole)
         # Once for each sample, whatever the generator does with it.
         dropped = torch.rand(len(latents), device=latents.device) < self.condition.dropout
         losses = self.network.loss(latents, self.condition(self.values(batch), dropped))
+        if self.alignment is not None:
+            losses["alignment"] = self.alignment.loss(self.space.features(whole))
         total = torch.stack(list(losses.values())).sum()
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": loss for name, loss in losses.items()})
