@@ -51,6 +51,18 @@ def test_help_and_version_do_not_wait_for_torch(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_a_tokenizer_waits_for_nothing_that_training_needs() -> None:
+    code = (
+        "import sys, torch, uniflow; uniflow.Tokenizer.from_pretrained('embedded').encode(torch.rand(1, 3, 16, 16)); "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert {"torch", "timm"} <= loaded
+    training = {"lightning", "torchmetrics", "transformers", "webdataset", "tensorboard", "peft"}
+    assert not loaded & (training | {"scipy", "sklearn", "matplotlib", "pandas"})
+
+
 def test_help_lists_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
