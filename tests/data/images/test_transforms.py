@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
+from uniflow.data.images import reading, transforms
 from uniflow.data.images.reading import ImageReadError
-from uniflow.data.images.transforms import CenterCrop, RandomResizedCrop, _resize, resize_short_side
+from uniflow.data.images.transforms import (
+    CenterCrop,
+    CropPlan,
+    RandomResizedCrop,
+    Rectangle,
+    _resize,
+    resize_short_side,
+)
 from uniflow.data.sampler import SampleIndex, sample_generator
 
 
@@ -36,9 +49,50 @@ def test_a_crop_keeps_the_share_asked_for() -> None:
         assert 0.74 < width / height < 1.35
         assert 0 <= top <= 400 - height
         assert 0 <= left <= 400 - width
-    assert crop.min_side == 144
     whole = RandomResizedCrop(400, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0)
     assert torch.equal(whole(image, sample_generator(0, 0)), image)
+
+
+def test_a_plan_says_how_small_an_image_may_be_decoded() -> None:
+    plan = CropPlan(Rectangle(10, 20, 200, 300), (50, 50), Rectangle(0, 0, 50, 50))
+    assert plan.min_side(400, 600) == 100  # a quarter of each: the cut keeps 50 rows
+    assert plan.scaled(0.25, 0.25).cut == Rectangle(2, 5, 50, 75)
+    assert plan._replace(resized=(400, 10)).min_side(400, 600) == 400  # it is enlarged
+    assert plan.scaled(1 / 400, 1 / 600).cut[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_crop_of_a_file_is_that_of_its_pixels(orientation: int, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "FAST_JPEG", fast)
+    y, x = np.mgrid[0:1200, 0:1600]
+    pixels = np.stack([120 + 100 * np.sin(x / 90), y * 255 / 1200, x * 255 / 1600], -1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[reading.ORIENTATION] = orientation
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, exif=exif)
+    whole, crop = reading.read_image(file.getvalue()), RandomResizedCrop(96)
+    for seed in range(12):
+        expected = crop(whole, sample_generator(seed, 0))
+        read = crop.read(file.getvalue(), "x.jpg", sample_generator(seed, 0))
+        assert (read.int() - expected.int()).abs().float().mean() < 1.5
+
+
+def test_a_file_is_decoded_no_larger_than_its_crop_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    def spy(*args: Any) -> torch.Tensor:
+        image = reading.read_image(*args)
+        shapes.append(image.shape)
+        return image
+
+    monkeypatch.setattr(transforms, "read_image", spy)
+    file = io.BytesIO()
+    Image.new("RGB", (800, 1600)).save(file, "JPEG")
+    for share in (1.0, 0.25, 0.01):
+        crop = RandomResizedCrop(100, scale=(share, share), ratio=(1.0, 1.0))
+        crop.read(file.getvalue(), "x.jpg", sample_generator(0, 0))
+    assert shapes == [(3, 200, 100), (3, 400, 200), (3, 1600, 800)]
 
 
 def test_another_size_for_one_call() -> None:

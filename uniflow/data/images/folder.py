@@ -261,10 +261,10 @@ class ImageFiles(Dataset):
         Raises:
             ImageReadError: if it cannot be read.
         """
-        image = read_image(path, name, self.train_crop.min_side if self.training else None, self.max_pixels)
-        if self.training:
-            return self.train_crop(image, sample_generator(self.seed, index), getattr(index, "size", None))
-        return self.eval_crop(image)
+        if not self.training:
+            return self.eval_crop(read_image(path, name, max_pixels=self.max_pixels))
+        generator, size = sample_generator(self.seed, index), getattr(index, "size", None)
+        return self.train_crop.read(path, name, generator, size, self.max_pixels)
 
 
 def name_to_unit(name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -53,7 +53,7 @@ class ImageReadError(ValueError):
 def read_image(
     source: str | os.PathLike[str] | bytes,
     name: str | None = None,
-    min_side: int | None = None,
+    min_side: int | Callable[[int, int], int] | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
 ) -> Tensor:
@@ -69,7 +69,8 @@ def read_image(
         source: a path, or the bytes of a file.
         name: name of the file in errors; the path by default.
         min_side: allow a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep this many
-            pixels. This is faster, and close to a box filter; meant for training.
+            pixels, or as many as a function of its height and width gives, which is called for every format. This is
+            faster, and close to a box filter; meant for training.
         max_pixels: most pixels of an image, as its header says; at most `MAX_PIXELS`.
         max_bytes: largest size of a file; larger ones are not read.
 
@@ -90,7 +91,8 @@ def read_image(
     try:
         with open_image(io.BytesIO(data), name, max_pixels) as image:
             if min_side is not None:
-                image.draft(None, (min_side, min_side))
+                least = min_side(*_upright_size(image)) if callable(min_side) else min_side
+                image.draft(None, (least, least))
             pixels = _plain_jpeg(image, data)
             if pixels is None:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -114,14 +116,19 @@ def image_size(source: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> 
     name = os.fspath(source)
     try:
         with open_regular(source) as file, open_image(file, name, max_pixels) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # some versions of PIL turn its size already
-                width, height = int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            return _upright_size(image)
     except ImageReadError:
         raise
     except Exception as error:  # as in `read_image`
         raise ImageReadError(name, f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an open image when its EXIF orientation has been applied."""
+    width, height = image.size
+    if isinstance(image, TiffImageFile):  # some versions of PIL turn its size already
+        width, height = int(image.tag_v2[IMAGEWIDTH]), int(image.tag_v2[IMAGELENGTH])
+    turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 

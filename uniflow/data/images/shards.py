@@ -134,7 +134,7 @@ class ShardReader:
         content = raw[raw["__image__"]]
         if generator is None:
             return eval_crop(read_image(content, name, max_pixels=self.max_pixels))
-        return train_crop(read_image(content, name, train_crop.min_side, self.max_pixels), generator, size)
+        return train_crop.read(content, name, generator, size, self.max_pixels)
 
     def _told(self, raw: RawSample, name: str) -> dict[str, Any]:
         """What a sample says about its image: "label" and "caption"."""

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from uniflow.core.numbers import check_ranges
-from uniflow.data.images.reading import ImageReadError
+from uniflow.data.images.reading import MAX_PIXELS, ImageReadError, read_image
 
 THIN = 64  # an image more than this many times as long as wide is a strip, which is not enlarged
 MOST_SIDE = 2**14  # pixels of a crop
@@ -45,6 +45,17 @@ class CropPlan(NamedTuple):
     resized: tuple[int, int]
     kept: Rectangle
     flipped: bool = False
+
+    def min_side(self, height: int, width: int) -> int:
+        """Pixels that both sides of the image, of this height and width, have to keep, so that nothing is enlarged."""
+        shrunk = min(self.cut.height / self.resized[0], self.cut.width / self.resized[1])
+        return math.ceil(min(height, width) / max(1.0, shrunk))
+
+    def scaled(self, down: float, across: float) -> CropPlan:
+        """The same for the image resized by these factors, to whole pixels."""
+        top, bottom = (round(y * down) for y in (self.cut.top, self.cut.top + self.cut.height))
+        left, right = (round(x * across) for x in (self.cut.left, self.cut.left + self.cut.width))
+        return self._replace(cut=Rectangle(top, left, max(1, bottom - top), max(1, right - left)))
 
     def image(self, image: Tensor) -> Tensor:
         """Crop an image (..., H, W) to (..., kept.height, kept.width), resized with antialiasing."""
@@ -84,14 +95,43 @@ class RandomResizedCrop:
             raise ValueError(f"the flip probability must be in [0, 1], not {flip}")
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
 
-    @property
-    def min_side(self) -> int:
-        """Pixels that both sides of an image should keep, so that the smallest crop is not enlarged."""
-        return math.ceil(self.size / math.sqrt(self.scale[0]))
-
     def __call__(self, image: Tensor, generator: torch.Generator, size: tuple[int, int] | None = None) -> Tensor:
         """Crop uint8 (3, H, W) to uint8 (3, *size), a height and a width; without it to (3, self.size, self.size)."""
         return self.draw(image.shape[-2], image.shape[-1], generator, size).image(image)
+
+    def read(
+        self,
+        source: str | bytes,
+        name: str,
+        generator: torch.Generator,
+        size: tuple[int, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Tensor:
+        """Draw a crop of an image file, which is decoded at no more than the size that this crop needs.
+
+        Args:
+            source: a path, or the bytes of a file.
+            name: of the image in errors.
+            generator: of the crop.
+            size: as in `__call__`.
+            max_pixels: as in `read_image`.
+
+        Returns:
+            uint8 (3, *size), as `__call__` gives.
+
+        Raises:
+            ImageReadError: if the file cannot be read.
+        """
+        drawn: list[tuple[int, int, CropPlan]] = []
+
+        def least(height: int, width: int) -> int:
+            plan = self.draw(height, width, generator, size)
+            drawn.append((height, width, plan))
+            return plan.min_side(height, width)
+
+        image = read_image(source, name, least, max_pixels)
+        [(height, width, plan)] = drawn
+        return plan.scaled(image.shape[-2] / height, image.shape[-1] / width).image(image)
 
     def draw(
         self, height: int, width: int, generator: torch.Generator, size: tuple[int, int] | None = None
