@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.measure import arguments, emit, interleaved, measurement, one_quiet_thread, significant
 from benchmarks.models import Sizes
+from benchmarks.reconstruction import shake
 from uniflow import Tokenizer
 from uniflow.layers.cpu import use_onednn
 from uniflow.metrics import psnr
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     embedded = Tokenizer.from_pretrained("embedded")
     sizes = Sizes(options.tiny)
     large = Tokenizer(*sizes.parts()).eval().requires_grad_(False)
+    shake(large)
     compare("embedded, 64 px", embedded, 64, [1, 2] if options.tiny else [1, 8, 64], options.rounds)
     compare(f"DINOv2-S/14, {sizes.size} px", large, sizes.size, [1, 2] if options.tiny else [1, 8], options.rounds)
     return 0
