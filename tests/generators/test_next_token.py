@@ -20,7 +20,7 @@ from uniflow.generators.next_token import draw, likeliest
 from uniflow.tools.sample import sample
 
 TOLD = ConditionSpec(8)
-TINY = {"width": 16, "depth": 2, "num_heads": 2, "head_depth": 1}
+TINY = {"width": 16, "depth": 2, "num_heads": 2, "head_depth": 1, "token_input": "both"}
 VECTOR = Conditioning(torch.randn(3, 8, generator=torch.Generator().manual_seed(2)))
 NOTHING = Conditioning(torch.zeros(3, 8))
 BOTTLENECKS = {
@@ -74,7 +74,10 @@ def loss(network):
 
 @pytest.mark.parametrize(
     "change",
-    [{"width": 24}, {"depth": 3}, {"num_heads": 4}, {"mlp_ratio": 2.0}, {"head_depth": 0}, {"head_depth": 2}],
+    [
+        *({"width": 24}, {"depth": 3}, {"num_heads": 4}, {"mlp_ratio": 2.0}, {"head_depth": 0}, {"head_depth": 2}),
+        *({"token_input": "codes"}, {"token_input": "latents"}),
+    ],
     ids=str,
 )
 def test_every_argument_changes_the_loss(change):

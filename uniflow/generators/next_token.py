@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from uniflow.generators.base import LatentGenerator
 from uniflow.generators.dit_layers import DiTBlock, modulated
 from uniflow.layers.adaln import zero_linear
 from uniflow.layers.attention import KeyValues, rotary_angles
-from uniflow.layers.grid import PositionEmbedding
+from uniflow.layers.grid import PositionEmbedding, to_tokens
 from uniflow.layers.precision import full_precision, without_autocast
 from uniflow.metrics import image_digests, noise_for
 from uniflow.tokenizer import Tokenizer
@@ -32,10 +33,11 @@ from uniflow.tokenizer import Tokenizer
 class NextToken(LatentGenerator):
     """Autoregressive transformer over codebook indices in raster order (LlamaGen, arXiv 2406.06525, section 2.2).
 
-    Each latent is a token: the sum of learned embeddings of its K codes, at the place of the latent that is to be
-    predicted from it. Blocks are those of `DiT`, with causal attention. The condition drives their norms (AdaLN-zero)
-    and its tokens are attended to, as in `DiT` and `MAR`, instead of a prefix token: so networks are compared under the
-    same condition, and guidance acts at every depth.
+    Each latent is a token: the sum of learned embeddings of its K codes, or a projection of the latent that they stand
+    for (VAR, arXiv 2404.02905), or both, at the place of the latent that is to be predicted from it. Blocks are those
+    of `DiT`, with causal attention. The condition drives their norms (AdaLN-zero) and its tokens are attended to, as in
+    `DiT` and `MAR`, instead of a prefix token: so networks are compared under the same condition, and guidance acts at
+    every depth.
 
     The K codes of a latent are predicted one after another by a small causal transformer over them, under the trunk's
     vector of this latent (RQ-Transformer, arXiv 2203.01941, section 3.2; so does UniTok, arXiv 2502.20321). K heads at
@@ -52,6 +54,8 @@ class NextToken(LatentGenerator):
         depth: number of blocks.
         num_heads: attention heads; `width / num_heads` has to be a multiple of 4.
         mlp_ratio: hidden channels of each MLP over `width`.
+        token_input: what a token is made of: "codes", "latents", or "both". Codes that are close together look alike
+            only as latents.
         head_depth: blocks of the transformer over the K codes of a latent, of the same width; 0 predicts them at once.
             One codebook has none.
         temperature: logits are divided by it in sampling.
@@ -73,6 +77,7 @@ class NextToken(LatentGenerator):
         depth: PositiveInt = 12,
         num_heads: PositiveInt = 12,
         mlp_ratio: PositiveFloat = 4.0,
+        token_input: Literal["codes", "latents", "both"] = "codes",
         head_depth: NonNegativeInt = 3,
         temperature: PositiveFloat = 1.0,
         top_k: NonNegativeInt = 0,
@@ -93,6 +98,8 @@ class NextToken(LatentGenerator):
         self.temperature, self.top_k, self.top_p, self.guidance = temperature, top_k, top_p, guidance
         self.codes = nn.Embedding(self.num_codebooks * self.codebook_size, width)
         nn.init.normal_(self.codes.weight, std=self.num_codebooks**-0.5)  # their sum has unit variance
+        self.token_input = token_input
+        self.latent_proj = None if token_input == "codes" else nn.Linear(latent.channels, width)
         self.start = nn.Parameter(torch.randn(width))
         # Rotary positions are relative: without these no token would know where in the image it is.
         self.positions = PositionEmbedding(width)
@@ -143,7 +150,8 @@ class NextToken(LatentGenerator):
         rows, columns = indices.shape[1:3]
         embedded = self._embed(indices.flatten(1, 2))
         start = self.start.expand(len(indices), 1, -1)
-        tokens = self.positions(torch.cat([start, embedded[:, :-1].sum(dim=2)], dim=1), (rows, columns))
+        tokens = torch.cat([start, self._tokens(indices, embedded)[:, :-1]], dim=1)
+        tokens = self.positions(tokens, (rows, columns))
         angles = rotary_angles((rows, columns), self.head_dim, indices.device)
         told = self._trunk(tokens, angles, self._condition(conditioning), conditioning).flatten(0, 1)
         return self.head(told, embedded.flatten(0, 1)[:, :-1]).unflatten(0, (len(indices), -1))
@@ -188,7 +196,8 @@ class NextToken(LatentGenerator):
         for n in range(rows * columns):
             known = self._trunk(token + places[:, n : n + 1], angles[n : n + 1], condition, told, caches)
             drawn.append(self._draw(known[:, 0], uniform[:, n], strength))
-            token = _repeated(self._embed(drawn[-1]).sum(dim=1, keepdim=True), len(known))
+            token = self._tokens(drawn[-1][:, None, None], self._embed(drawn[-1])[:, None])
+            token = _repeated(token, len(known))
         indices = torch.stack(drawn, dim=1).unflatten(1, (rows, columns))
         return self.tokenizer.from_indices(indices, normalize=True)
 
@@ -210,6 +219,14 @@ class NextToken(LatentGenerator):
         """Indices (..., K) -> (..., K, width)."""
         first = torch.arange(self.num_codebooks, device=indices.device) * self.codebook_size
         return self.codes(indices + first)
+
+    def _tokens(self, indices: Tensor, embedded: Tensor) -> Tensor:
+        """Tokens (B, h w, width) of indices (B, h, w, K) and the embeddings of these codes (B, h w, K, width)."""
+        codes = embedded.sum(dim=2)
+        if self.latent_proj is None:
+            return codes
+        latents = self.latent_proj(to_tokens(self.tokenizer.from_indices(indices, normalize=True)))
+        return codes + latents if self.token_input == "both" else latents
 
     def _condition(self, conditioning: Conditioning) -> Tensor:
         return self.condition_proj(conditioning.vector)[:, None]
