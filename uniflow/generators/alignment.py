@@ -30,8 +30,8 @@ class FeatureAlignment(Part):
 
     def __init__(
         self,
-        channels: int,
-        width: int,
+        channels: PositiveInt,
+        width: PositiveInt,
         weight: NonNegativeFloat = 0.5,
         depth: PositiveInt = 2,
         hidden: PositiveInt = 512,
