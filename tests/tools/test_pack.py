@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -122,6 +123,14 @@ def test_the_same_call_writes_the_same_bytes(photos: Path, tmp_path: Path) -> No
     assert written("b") == first
     assert written("c", num_workers=2) == first
     assert written("d", seed=1)["train-000000.tar"] != first["train-000000.tar"]
+
+
+def test_workers_end_though_the_process_handles_signals(photos: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as a fit has set it
+    try:
+        pack(photos, tmp_path / "a", num_workers=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_class_folders_become_labels(tmp_path: Path) -> None:

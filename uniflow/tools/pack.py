@@ -7,10 +7,10 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -249,8 +249,16 @@ def _cut_all(items: list[_Item], cut: _Cut, num_workers: int) -> Iterator[Any]:
     if num_workers == 0:
         yield from map(cut, items)
         return
-    with multiprocessing.Pool(num_workers, partial(torch.set_num_threads, 1)) as pool:
+    with multiprocessing.Pool(num_workers, _begin_worker) as pool:
         yield from pool.imap(cut, items, chunksize=8)
+        pool.close()  # workers end by themselves; killed as the block ends, they have been seen to hang
+        pool.join()
+
+
+def _begin_worker() -> None:
+    """One thread; and a fork keeps no handler of its parent's, which may outlive the signal that ends it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _write(
