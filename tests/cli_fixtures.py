@@ -145,6 +145,7 @@ TINY = {
         "flow_steps": 2,
     },
     "model.start": {"images": 4, "tokens": 16},
+    "model.space": {"images": 8},
     "data": {
         "train_length": 8,
         "val_length": 4,
