@@ -115,10 +115,7 @@ def _rate(before: Mapping[str, float], after: Mapping[str, float]) -> float:
 
 def write(results: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     """The table and the plot."""
-    heads = [
-        *(f"{level:g} dB after s (images, TFLOP)" for level in LEVELS),
-        "images/s over the recipe's: mean, last tenth",
-    ]
+    heads = [f"{level:g} dB after s (images, TFLOP)" for level in LEVELS]
     heads += ["images/s over the recipe's: mean, last tenth", "test PSNR at the end, dB", "cosine, last layer"]
     lines = ["| " + " | ".join(["variant", *heads]) + " |", "|---" * (len(heads) + 1) + "|"]
     baseline = results.get(BASELINE, next(iter(results.values())))
