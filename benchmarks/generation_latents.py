@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, variant: Sequence[str], folder: Path, furth
             *("--trainer.limit_val_batches", "0", "--ckpt_path", "auto"),
         ],
         tokenizer / "test_results.json": ["test", "-c", str(tokenizer / "config.yaml"), "--ckpt_path", "last"],
-        latents / "index.json": [
+        latents / "complete": [  # never there: `encode` itself knows what is missing
             *("encode", "--tokenizer", str(tokenizer / "tokenizer"), "--out", str(latents), "--flips"),
             *("--data", "Scenes", "--data.train_length", count, *scenes),
         ],

@@ -8,6 +8,7 @@ import torch
 
 from uniflow import Tokenizer
 from uniflow.conditions import LabelCondition, NoCondition
+from uniflow.core.tensors import weights_hash
 from uniflow.generators import DiT, Generator
 from uniflow.generators.cached import check_cached, latent_identity
 
@@ -94,6 +95,7 @@ def test_nothing_to_sample_is_said(model, values, count):
 def test_cached_latents_go_with_their_tokenizer(model, change, message):
     identity = json.loads(json.dumps(latent_identity(model.tokenizer)))
     check_cached(identity, model.tokenizer, "mine")
+    check_cached({**identity, "weights": weights_hash(model.tokenizer)}, model.tokenizer, "mine")  # a file of before
     with pytest.raises(ValueError, match=message):
         check_cached({**identity, **change}, model.tokenizer, "mine")
     with pytest.raises(ValueError, match="has to say whose they are"):

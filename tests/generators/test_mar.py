@@ -47,6 +47,7 @@ def loss(network):
         {"mask_std": 5.0, "mask_min": 0.1},
         {"repeats": 2},
         {"uniform_share": 1.0},
+        {"mlp_kernel": 3},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -138,6 +138,52 @@ def test_a_checkpoint_goes_with_its_tokenizer(recipe, uniflow, project):
     assert "trained on the latents of another tokenizer" in result.error
 
 
+def test_another_decoder_of_the_same_latents_paints_other_images(recipe, uniflow, project):
+    assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "1").code == 0
+    other = Tokenizer.from_pretrained("embedded")
+    with torch.no_grad():
+        for parameter in other.decoder.parameters():
+            parameter.mul_(1.01)
+    other.save_pretrained(project / "painter")
+    test = ("test", "-c", "run/config.yaml", "--ckpt_path", "last", "--images", "null")
+    assert uniflow(*test).code == 0
+    before = results(project)
+    painter = ("--model.decoder", "painter")
+    assert uniflow(*test, *painter).code == 0
+    after = results(project)
+    assert after["test/frechet_scene_vit"] != before["test/frechet_scene_vit"]
+    assert after["test/frechet_scene_vit_floor"] == before["test/frechet_scene_vit_floor"]
+    assert (before["generation/decoder"], after["generation/decoder"]) == ("embedded", "painter")
+    sample = ("sample", "--generator", "run/generator", "--count", "1", "--device", "cpu")
+    assert uniflow(*sample, "--out", "one").code == 0
+    assert uniflow(*sample, "--out", "two", "--decoder", "painter").code == 0
+    one, two = (np.array(Image.open(project / f"{run}/000000.png")) for run in ("one", "two"))
+    assert not np.array_equal(one, two)
+    # What a run with it leaves has it, and goes on from its own checkpoint.
+    assert uniflow("fit", "-c", recipe, "--run", "run", *painter, "--ckpt_path", "last").code == 0
+    saved = Tokenizer.from_pretrained(project / "run/generator/tokenizer")
+    assert torch.equal(next(saved.decoder.parameters()), next(other.decoder.parameters()))
+    with torch.no_grad():
+        next(other.bottleneck.parameters()).mul_(1.01)
+    other.save_pretrained(project / "painter")
+    for refused in (uniflow(*test, *painter), uniflow(*sample, "--decoder", "painter")):
+        assert "the decoder of painter is for other latents" in refused.error
+
+
+def test_a_generator_goes_on_from_another_ones_weights(recipe, uniflow, project):
+    assert uniflow("fit", "-c", recipe, "--run", "run", "--trainer.max_steps", "6").code == 0
+    on = ("fit", "-c", recipe, "--trainer.max_steps", "1", "--model.optimizer.lr", "0.0")
+    for number, source in enumerate(("run/generator", "run/last.ckpt")):
+        result = uniflow(*on, "--run", f"on{number}", "--model.init_from", source)
+        assert result.code == 0, result.err
+        weights = (Generator.from_pretrained(project / name / "generator") for name in ("run", f"on{number}"))
+        first, second = (model.state_dict() for model in weights)
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    (project / "run/generator/config.json").write_text(json.dumps({"kind": "cake"}))
+    assert "init_from: run/generator" in uniflow(*on, "--run", "no", "--model.init_from", "run/generator").error
+    assert "do not fit" in uniflow(*on, "--run", "no", "--model.init_from", "embedded").error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

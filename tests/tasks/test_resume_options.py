@@ -151,7 +151,7 @@ def test_init_from_a_tokenizer_leaves_out_a_regression(first, tmp_path):
 
 def test_init_from_is_not_read_when_a_run_is_resumed(first, tmp_path):
     run(tmp_path, 4, first / "last.ckpt", init_from=str(tmp_path / "gone"))
-    with pytest.raises(ValueError, match="no checkpoint or tokenizer at"):
+    with pytest.raises(ValueError, match="no checkpoint, tokenizer or generator at"):
         run(tmp_path, 4, init_from=str(tmp_path / "gone"))
 
 
@@ -191,4 +191,4 @@ def test_on_the_command_line_it_is_one_line(uniflow):
     assert begun.code == 0, begun.err
     missing = uniflow(*more, "--run", "four", "--model.init_from", "none.ckpt")
     assert missing.code == 2
-    assert "init_from: there is no checkpoint or tokenizer at none.ckpt" in missing.error
+    assert "init_from: there is no checkpoint, tokenizer or generator at none.ckpt" in missing.error

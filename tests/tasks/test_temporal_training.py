@@ -93,7 +93,7 @@ def test_evaluation_decodes_over_time(images, tmp_path):
 def test_what_cannot_be_trained_is_one_line(images, tmp_path):
     with pytest.raises(ValueError, match="train_only: no trained parameter of the tokenizer has 'temporal'"):
         fit(tiny_task(train_only="temporal"), clips(), tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint or tokenizer at nowhere"):
+    with pytest.raises(ValueError, match="no checkpoint, tokenizer or generator at nowhere"):
         trained("nowhere", tmp_path)
     wider = tiny_task(decoder=partial(FLOW, width=64, temporal_window=2), init_from=str(images))
     with pytest.raises(ValueError, match=r"do not fit|does not fit|shape"):

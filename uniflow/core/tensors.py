@@ -26,7 +26,10 @@ def refuse_nonfinite(tensors: Mapping[str, Tensor], source: str | os.PathLike[st
 
 
 def weights_hash(module: nn.Module) -> str:
-    """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names."""
+    """The first 12 hex digits of the SHA-256 of a module's parameters and buffers, with their names.
+
+    Tensors without values (on the device "meta") count by their shapes.
+    """
     return state_hash(module.state_dict())
 
 
@@ -35,5 +38,8 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if tensor.is_meta:
+            digest.update(str(tuple(tensor.shape)).encode())
+        else:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from uniflow.conditions import Conditioning, join
 from uniflow.core.numbers import (
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SamplerSteps,
@@ -56,9 +57,11 @@ class MAR(LatentGenerator):
         guidance: classifier-free guidance where none is given; 1 is none.
         guidance_schedule: "linear": guidance grows from 1 with the share of latents that are there (the paper); or
             "constant".
+        mlp_kernel: side of a depthwise convolution in the blocks' MLPs, an odd number (see `GatedMLP`); 0 is none. It
+            sees the learned vector in place of missing latents.
 
     Raises:
-        ValueError: if the heads do not divide the width.
+        ValueError: if the heads do not divide the width, or the kernel is even.
     """
 
     steps: int
@@ -81,10 +84,13 @@ class MAR(LatentGenerator):
         flow_steps: SamplerSteps = 50,
         guidance: NonNegativeFloat = 1.0,
         guidance_schedule: Literal["linear", "constant"] = "linear",
+        mlp_kernel: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         if width % num_heads or width // num_heads % 4:
             raise ValueError(f"MAR: width / num_heads must be a multiple of 4, got {width} / {num_heads}")
+        if mlp_kernel and mlp_kernel % 2 == 0:
+            raise ValueError(f"MAR: mlp_kernel must be odd, or 0 for none, got {mlp_kernel}")
         self.latent, self.token_width, self.head_dim = latent, width, width // num_heads
         self.mask_min, self.mask_std, self.repeats, self.uniform_share = mask_min, mask_std, repeats, uniform_share
         self.steps, self.flow_steps = steps, flow_steps
@@ -94,7 +100,9 @@ class MAR(LatentGenerator):
         # Rotary positions are relative: without these all missing latents of an empty image would look the same.
         self.positions = PositionEmbedding(width)
         self.condition_proj = nn.Linear(condition.width, width)
-        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio, condition.token_width) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(width, num_heads, mlp_ratio, condition.token_width, kernel=mlp_kernel) for _ in range(depth)
+        )
         self.final_norm = nn.LayerNorm(width, eps=1e-6)
         self.head_proj = nn.Linear(width, head_width)
         self.head = PatchMLP(latent.channels, head_width, head_depth)
@@ -107,7 +115,7 @@ class MAR(LatentGenerator):
         tokens = self.positions(tokens, grid)
         condition = self.condition_proj(conditioning.vector)[:, None]
         for block in self.blocks:
-            tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask)
+            tokens = block(tokens, condition, angles, conditioning.tokens, conditioning.mask, grid=grid)
         return self.head_proj(self.final_norm(tokens))
 
     def loss(self, latents: Tensor, conditioning: Conditioning) -> dict[str, Tensor]:

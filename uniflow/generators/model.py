@@ -15,7 +15,7 @@ from uniflow.conditions import Condition, Conditioning
 from uniflow.core.errors import one_line
 from uniflow.core.part import build_part, part_config
 from uniflow.generators.base import LatentGenerator
-from uniflow.generators.cached import latent_identity
+from uniflow.generators.cached import latent_identity, take_decoder
 from uniflow.generators.space import LatentSpace
 from uniflow.tokenizer import Tokenizer
 from uniflow.tokenizer.saving import AllocationLimit, load_strictly, read_directory, write_directory
@@ -179,16 +179,19 @@ class Generator(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("tokenizer.")}
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str], *, text_encoder: str | None = None) -> Self:
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str], *, text_encoder: str | None = None, decoder: str | None = None
+    ) -> Self:
         """Load a folder made by `save_pretrained`, in evaluation mode, on the CPU. Nothing is fetched.
 
         Args:
             directory: the folder.
             text_encoder: where the text encoder of a `TextCondition` is now; None is where it was in training.
+            decoder: a tokenizer of the same encoder and bottleneck, whose decoder takes the place of the saved one.
 
         Raises:
             FileNotFoundError: if there is no such folder, or a file is missing.
-            ValueError: if it holds no generator, or its weights do not fit its config.
+            ValueError: if it holds no generator, its weights do not fit its config, or the decoder is of other latents.
         """
         path = Path(directory)
         if not (path / "config.json").is_file():
@@ -202,6 +205,8 @@ class Generator(nn.Module):
         if not (known and is_grid(grid) and all(isinstance(part, dict) for part in parts)):
             raise ValueError(f"{path} does not hold a generator of format {FORMAT}: see RUN/generator of a run")
         tokenizer = Tokenizer.from_pretrained(path / "tokenizer")
+        if decoder is not None:
+            take_decoder(tokenizer, decoder)
         try:
             with AllocationLimit(path):
                 moved = {} if text_encoder is None else {"name": text_encoder}

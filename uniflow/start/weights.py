@@ -1,4 +1,4 @@
-"""How a training starts from weights alone: those of a checkpoint, or of a saved tokenizer."""
+"""How a training starts from weights alone: those of a checkpoint, or of a saved tokenizer or generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from uniflow.sharding.checkpoint import is_sharded_checkpoint
 from uniflow.sharding.shard import reshard, spread_like
 from uniflow.tokenizer.saving import check_fit, checkpoint_content, read_directory
 
-_TOKENIZER = "tokenizer."
+# What stands before the names of a saved folder's weights in a task, by the kind of the folder; a tokenizer says none.
+_PREFIXES = {None: "tokenizer.", "generator": ""}
 
 
 def load_initial(task: nn.Module, path: str) -> None:
@@ -22,27 +23,28 @@ def load_initial(task: nn.Module, path: str) -> None:
     Args:
         task: changed in place.
         path: a checkpoint, of which all weights have to fit, averaged ones (EMA) where it has them; or the folder of a
-            tokenizer, or "embedded", whose weights have to be those of the task's `tokenizer`. What else the task has
-            stays as it is, and so do modules that start as the identity, such as attention over time, where the
-            weights are of a tokenizer without them.
+            tokenizer, or "embedded", whose weights have to be those of the task's `tokenizer`; or RUN/generator. What
+            else the task has stays as it is, and so do modules that start as the identity, such as attention over time,
+            where the weights are of a model without them.
 
     Raises:
         ValueError: if there is nothing at `path`, it cannot be read safely, or its weights do not fit.
     """
     source = Path(path) if Path(path).exists() else packaged(path)
     if source is None:
-        raise ValueError(f"init_from: there is no checkpoint or tokenizer at {path}")
+        raise ValueError(f"init_from: there is no checkpoint, tokenizer or generator at {path}")
     reshard(task)
     current = task.state_dict()
     expected = current
-    is_tokenizer = source.is_dir() and not is_sharded_checkpoint(source)
+    is_saved = source.is_dir() and not is_sharded_checkpoint(source)
     try:
-        tensors = _of_tokenizer(source) if is_tokenizer else _of_checkpoint(source)
+        tensors = _of_folder(source) if is_saved else _of_checkpoint(source)
     except OSError as error:  # as a ValueError, which is the user's to put right also when the trainer runs
         raise ValueError(f"init_from: {one_line(error)}") from error
-    if is_tokenizer:
+    if is_saved:
         new = _lacking_identities(task, tensors)
-        expected = {n: tensor for n, tensor in current.items() if n.startswith(_TOKENIZER) and n not in new}
+        parts = {name.partition(".")[0] for name in tensors}
+        expected = {n: value for n, value in current.items() if n.partition(".")[0] in parts and n not in new}
     check_fit(expected, tensors, source, "the model that is to be trained")
     refuse_nonfinite(tensors, source)
     task.load_state_dict({name: spread_like(current[name], value) for name, value in tensors.items()}, strict=False)
@@ -55,8 +57,12 @@ def _lacking_identities(task: nn.Module, tensors: dict[str, Tensor]) -> set[str]
     return {f"{name}.{key}" for name, module in lacking.items() for key in module.state_dict()}
 
 
-def _of_tokenizer(source: Path) -> dict[str, Tensor]:
-    return {_TOKENIZER + name: tensor for name, tensor in read_directory(source)[1].items()}
+def _of_folder(source: Path) -> dict[str, Tensor]:
+    config, tensors = read_directory(source)
+    kind = config.get("kind")
+    if kind not in _PREFIXES:
+        raise ValueError(f"init_from: {source} holds neither a tokenizer nor a generator, but a {str(kind)[:40]}")
+    return {_PREFIXES[kind] + name: tensor for name, tensor in tensors.items()}
 
 
 def _of_checkpoint(source: Path) -> dict[str, Tensor]:

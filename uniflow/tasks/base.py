@@ -67,10 +67,10 @@ class Task(CheckedNumbers, LightningModule):
         activation_checkpointing: keep only the input of each trained block for the backward pass, and compute the rest
             again: less memory, a third more computation.
         compile_blocks: compile each block with `torch.compile`; takes a while at the start.
-        init_from: a checkpoint, the folder of a tokenizer, or "embedded", whose weights the training starts from,
-            without optimizer state and step count. They have to fit exactly; a checkpoint's averaged weights are taken
-            where it has them. A tokenizer's start (`start: regression`) is left out then. Not read when a run is
-            resumed.
+        init_from: a checkpoint, the folder of a tokenizer, "embedded", or RUN/generator, whose weights the training
+            starts from, without optimizer state and step count. They have to fit exactly; a checkpoint's averaged
+            weights are taken where it has them. A tokenizer's start (`start: regression`) is left out then. Not read
+            when a run is resumed.
     """
 
     monitor: ClassVar[tuple[str, Literal["min", "max"]] | None] = None

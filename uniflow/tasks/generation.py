@@ -14,12 +14,11 @@ from uniflow.conditions import Condition, NoCondition
 from uniflow.core.numbers import NonNegativeFloat
 from uniflow.core.pixels import to_unit_range
 from uniflow.core.specs import ConditionSpec, LatentSpec
-from uniflow.core.tensors import weights_hash
 from uniflow.evaluation.generated import GeneratedImages, judge_generated
 from uniflow.evaluation.probing import validation_features
 from uniflow.evaluation.prompts import PromptAdherence
 from uniflow.generators import DiT, FeatureAlignment, Generator, LatentGenerator, LatentSpace
-from uniflow.generators.cached import check_cached
+from uniflow.generators.cached import accepted_hashes, check_cached, take_decoder
 from uniflow.generators.model import check_tokenizer, decode_latents
 from uniflow.metrics import Averages, EncoderFeatures, FeatureExtractor, PictureFeatures, image_digests, noise_for, psnr
 from uniflow.sharding.shard import full_state_dict
@@ -50,6 +49,8 @@ class GenerationTask(Task):
         space: makes the map from the latents to what the network makes; `PictureSpace` is fitted before the first step.
         alignment: makes a head that predicts the whole latents from the channels of these and of the network's tokens;
             None is none.
+        decoder: a tokenizer of the same encoder and bottleneck, whose decoder takes the place of the tokenizer's; in a
+            test, too, as the latents are the same.
         eval_guidance: strengths of guidance that the test judges.
         judge: makes the extractor of the features that the test compares.
         prompt_judge: makes the extractor of the features from which the test reads what captions say, where the data
@@ -57,7 +58,8 @@ class GenerationTask(Task):
         **task: `optimizer`, `lr_schedule` and the others of `Task`.
 
     Raises:
-        ValueError: if the tokenizer has no latent statistics, or none of the latents that the generator makes.
+        ValueError: if the tokenizer has no latent statistics, or none of the latents that the generator makes, or the
+            decoder is for other latents.
     """
 
     monitor = ("val/loss", "min")
@@ -69,12 +71,14 @@ class GenerationTask(Task):
         condition: Callable[[], Condition] = NoCondition,
         space: SpaceFactory = LatentSpace,
         alignment: AlignmentFactory | None = None,
+        decoder: str | None = None,
         eval_guidance: Sequence[NonNegativeFloat] = (1.0,),
         judge: Callable[[], FeatureExtractor] = EncoderFeatures,
         prompt_judge: Callable[[], FeatureExtractor] = PictureFeatures,
         **task: Any,
     ) -> None:
         super().__init__(**task)
+        self._decoder_path = decoder
         self._path, self._make_network, self._make_condition = tokenizer, generator, condition
         self._make_space, self._make_alignment = space, alignment
         self.eval_guidance, self._make_judge = list(eval_guidance), judge
@@ -89,6 +93,9 @@ class GenerationTask(Task):
     def build(self) -> None:
         tokenizer = Tokenizer.from_pretrained(self._path)
         check_tokenizer(tokenizer, f"{type(self).__name__}.tokenizer {self._path}")
+        self._hashes = accepted_hashes(tokenizer)
+        if self._decoder_path is not None:
+            take_decoder(tokenizer, self._decoder_path)
         object.__setattr__(self, "tokenizer", tokenizer.requires_grad_(False).eval())
         self.condition = self._make_condition()
         self.space = self._make_space(tokenizer.latent_spec)
@@ -103,11 +110,11 @@ class GenerationTask(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["tokenizer_hash"] = weights_hash(self.tokenizer)
+        checkpoint["tokenizer_hash"] = self._hashes[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if checkpoint.get("tokenizer_hash") != weights_hash(self.tokenizer):
+        if checkpoint.get("tokenizer_hash") not in self._hashes:
             raise ValueError(
                 f"the checkpoint's generator was trained on the latents of another tokenizer than {self._path}"
             )
@@ -149,7 +156,7 @@ class GenerationTask(Task):
         """Refuse the data's latents if they are not the tokenizer's; looked at once for each data module."""
         data = data_of(self.trainer)
         if self._checked is not data:
-            check_cached(getattr(data, "tokenizer_identity", None), self.tokenizer, self._path)
+            check_cached(getattr(data, "tokenizer_identity", None), self.tokenizer, self._path, self._hashes)
             self._checked = data
 
     def values(self, batch: dict[str, Any]) -> Any:
@@ -258,6 +265,7 @@ class GenerationTask(Task):
             "generation/images": len(features["real"]),
             "generation/guidance": self.eval_guidance,
             "generation/judge": extractor.identity(),
+            "generation/decoder": self._decoder_path or self._path,
             "generation/prompt_judge": self._prompts.extractor.identity(),
         }
 

@@ -31,6 +31,7 @@ def sample(
     prompts: Path | None = None,
     per_prompt: int | None = None,
     text_encoder: str | None = None,
+    decoder: str | None = None,
     count: int | None = None,
     out: Path = Path("samples"),
     npz: Path | None = None,
@@ -60,6 +61,8 @@ def sample(
             files (OUT/NAME.png, four images in a square).
         per_prompt: images of each of the prompts; 4 by default for the two benchmarks, else 1.
         text_encoder: where its text encoder is now, if it has moved: a folder, a GGUF file or a hub id.
+        decoder: a tokenizer whose decoder paints the images instead of the generator's own; its encoder and bottleneck
+            have to be the same, as after `train_only: decoder`.
         count: how many images. Default: one for each class, 16 without classes.
         out: folder for the images.
         npz: also write all images into this file, `arr_0` uint8 (N, H, W, 3), as the ADM evaluation suite reads them;
@@ -92,7 +95,7 @@ def sample(
         raise ValueError("--npz holds all images: make it with one process")
     if npz is not None and npz.suffix != ".npz":
         raise ValueError(f"--npz must end in .npz, got {npz}")
-    model = Generator.from_pretrained(generator, text_encoder=text_encoder).to(pick_device(device))
+    model = Generator.from_pretrained(generator, text_encoder=text_encoder, decoder=decoder).to(pick_device(device))
     _check_size(model, generator)
     if guidance_from is not None:
         model.network.guide_from(guidance_from)
