@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from uniflow.data.scenes.dataset import ScenesDataset
-from uniflow.data.scenes.language import _BACKGROUND_WORDS, _TEXTURE_WORDS
+from uniflow.data.scenes.language import _BACKGROUND_WORDS, _DIRECTIONS, _PLACES, _TEXTURE_WORDS
 from uniflow.data.scenes.scene import BACKGROUNDS, COLOR_NAMES
 from uniflow.data.scenes.shapes import CLASS_NAMES
 from uniflow.data.scenes.textures import TEXTURES
@@ -61,6 +61,18 @@ def test_chance_is_what_images_of_other_captions_would_get(numbers: dict[str, fl
     assert numbers["prompt_color_chance"] == pytest.approx(0.25**2 + 0.75**2)
 
 
+def test_images_whose_captions_do_not_state_a_fact_do_not_count() -> None:
+    def unsaid(made: dict, fact: list[int]) -> dict:
+        return {**made, "facts": {"color": made["facts"]["color"], "sometimes": torch.tensor(fact)}}
+
+    held_out, test = batch([0, 1] * 10, [0] * 20, seed=1), batch([0, 1, 1, 1], [0] * 4, seed=2)
+    judge = PromptAdherence(Mean())
+    judge.update({"real": test["image"], "": test["image"]}, unsaid(test, [0, -1, 1, -1]))
+    numbers = judge.compute(judge.of_real(unsaid(held_out, [0, 1] * 5 + [-1] * 10)))
+    assert numbers["prompt_sometimes"] == numbers["prompt_sometimes_real"] == 1
+    assert "prompt_sometimes" not in judge.compute(judge.of_real(unsaid(held_out, [-1] * 20)))
+
+
 def test_without_facts_there_are_no_numbers() -> None:
     plain, judge = {"image": torch.rand(4, 3, 8, 8)}, PromptAdherence(Mean())
     judge.update({"real": plain["image"], "": plain["image"]}, plain)
@@ -69,15 +81,26 @@ def test_without_facts_there_are_no_numbers() -> None:
 
 
 def test_the_default_judge_reads_colors_and_shapes_of_scenes() -> None:
-    extractor, rows, facts = PictureFeatures(), {}, {}
+    extractor, placing = PictureFeatures(), PictureFeatures(grid=3)
+    rows: dict[str, list[Tensor]] = {"": [], "3": []}
+    facts: dict[str, list[Tensor]] = {"color": [], "position": []}
     for stream, length in ((0, 480), (1, 96)):
-        dataset = ScenesDataset(0, length, fields=("facts",), stream=stream, max_objects=1)
+        dataset = ScenesDataset(0, length, fields=("facts",), stream=stream, max_objects=1, positions=True)
         samples = [dataset[number] for number in range(length)]
-        rows[stream] = extractor(torch.stack([sample["image"] for sample in samples]) / 255)
-        facts[stream] = [sample["facts"]["color"] for sample in samples]
-    classifier = LogisticRegression(rows[0], torch.tensor(facts[0]), len(COLOR_NAMES), l2=1e-2, iterations=60)
-    found = classifier.logits(rows[1]).argmax(dim=1)
-    assert (found == torch.tensor(facts[1])).double().mean() > 0.85
+        images = torch.stack([sample["image"] for sample in samples]) / 255
+        for name, features in {"": extractor, "3": placing}.items():
+            rows[name].append(features(images))
+        for name, values in facts.items():
+            values.append(torch.tensor([sample["facts"][name] for sample in samples]))
+
+    def accuracy(features: str, fact: str) -> float:
+        (known, asked), (fitted, wanted) = rows[features], facts[fact]
+        classifier = LogisticRegression(known, fitted, int(fitted.max()) + 1, l2=1e-2, iterations=60)
+        return float((classifier.logits(asked).argmax(dim=1) == wanted).double().mean())
+
+    assert accuracy("", "color") > 0.85
+    assert accuracy("3", "position") > 0.75 > accuracy("", "position")
+    assert placing.identity() != extractor.identity()
     with pytest.raises(ValueError, match="at least 8 x 8 pixels"):
         extractor(torch.rand(1, 3, 4, 8))
     assert extractor.identity() != EncoderFeatures().identity()
@@ -95,3 +118,24 @@ def test_scenes_say_what_their_captions_say() -> None:
         assert caption.endswith(_BACKGROUND_WORDS[BACKGROUNDS[facts["background"]]])
         others = ("in front of", "behind it", "farther away")
         assert (facts["count"] > 0) == any(words in caption for words in others)
+
+
+def test_scenes_say_positions_if_asked() -> None:
+    plain, placed = (
+        ScenesDataset(0, 40, fields=("caption", "facts"), max_objects=2, positions=positions)
+        for positions in (False, True)
+    )
+    seen: dict[str, set[int]] = {"position": set(), "relation": set()}
+    for number in range(40):
+        sample, without = placed[number], plain[number]
+        caption, facts = sample["caption"], sample["facts"]
+        assert torch.equal(sample["image"], without["image"])
+        assert {**without["facts"], "position": facts["position"], "relation": facts["relation"]} == facts
+        assert _PLACES[facts["position"]] in caption
+        assert not any(words in without["caption"] for words in _PLACES)
+        said = [words in caption for words in _DIRECTIONS]
+        assert said == [index == facts["relation"] for index in range(4)]
+        assert (facts["relation"] == -1) == (facts["count"] == 0)
+        for name, values in seen.items():
+            values.add(facts[name])
+    assert seen == {"position": {0, 1, 2}, "relation": {-1, 0, 1, 2, 3}}

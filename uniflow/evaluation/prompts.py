@@ -18,7 +18,8 @@ FIELD = "facts"
 class PromptAdherence:
     """For each fact that captions state, the share of images in which a classifier finds it.
 
-    Facts are the field "facts" of a batch: integers (B,) by name, such as the color of the main object. As in GenEval
+    Facts are the field "facts" of a batch: integers (B,) by name, such as the color of the main object, and negative
+    where a caption does not state the fact: such images do not count. As in GenEval
     (arXiv 2310.11513) each is judged by itself, by a model that has not seen the generator: here logistic regressions
     that are fitted on real images, and whose own accuracy is reported.
 
@@ -68,9 +69,14 @@ class PromptAdherence:
         for name, wanted in facts.items():
             known = held_out[f"{FIELD} {name}"]
             classes = int(max(int(known.max()), int(wanted.max()))) + 1
-            classifier = LogisticRegression(held_out["pictures"], known, classes, l2=1e-2, iterations=60)
-            found = {suffix: classifier.logits(features).argmax(dim=1).cpu() for suffix, features in rows.items()}
-            shares[name] = _shares(found, wanted, classes)
+            stated, fitted = wanted >= 0, known >= 0
+            if not (stated.any() and fitted.any()):
+                continue
+            classifier = LogisticRegression(
+                held_out["pictures"][fitted], known[fitted], classes, l2=1e-2, iterations=60
+            )
+            found = {suffix: classifier.logits(own[stated]).argmax(dim=1).cpu() for suffix, own in rows.items()}
+            shares[name] = _shares(found, wanted[stated], classes)
         numbers = {f"prompt_{name}{suffix}": share for name, own in shares.items() for suffix, share in own.items()}
         suffixes = next(iter(shares.values()), {})
         means = {f"prompt{suffix}": sum(own[suffix] for own in shares.values()) / len(shares) for suffix in suffixes}

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniflow.core.files import open_regular
+from uniflow.core.numbers import NonNegativeInt
 from uniflow.core.pixels import to_uint8
 from uniflow.core.tensors import weights_hash
 from uniflow.encoders.base import VisionEncoder
+from uniflow.layers.grid import to_image
 from uniflow.layers.precision import without_autocast
 
 INCEPTION_SHA256 = "6726825d"  # how torch-fidelity's published file begins; the file's name carries it too
@@ -89,19 +92,31 @@ class PictureFeatures(EncoderFeatures):
     Args:
         encoder: as for `EncoderFeatures`.
         name: in the metrics' names.
+        grid: rows and columns of cells whose mean patches of every second block are features, too: they say where
+            things are. 0 leaves them out.
     """
 
-    def __init__(self, encoder: Callable[[], VisionEncoder] | None = None, name: str = "picture") -> None:
+    def __init__(
+        self, encoder: Callable[[], VisionEncoder] | None = None, name: str = "picture", grid: NonNegativeInt = 0
+    ) -> None:
         super().__init__(encoder, name)
+        self.grid = grid
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         blocks = [states.float() for states in self.states(images)]
         statistics = [f(block, dim=1) for f in (torch.mean, torch.std) for block in blocks]
-        return torch.cat([_colors(images), *statistics], dim=1)
+        cells = [self._cells(block, images) for block in blocks[1::2]] if self.grid else []
+        return torch.cat([_colors(images), *statistics, *cells], dim=1)
+
+    def _cells(self, states: Tensor, images: Tensor) -> Tensor:
+        """The mean of the patches (B, N, D) in each cell, (B, D grid^2)."""
+        rows = images.shape[-2] // self.encoder.spec.patch_size
+        return F.adaptive_avg_pool2d(to_image(states, rows), self.grid).flatten(1)
 
     def identity(self) -> str:
-        return f"{type(self.encoder).__name__}, all blocks, and colours, weights {weights_hash(self.encoder)}"
+        cells = f" and {self.grid} x {self.grid} cells" if self.grid else ""
+        return f"{type(self.encoder).__name__}, all blocks{cells}, and colours, weights {weights_hash(self.encoder)}"
 
 
 def _colors(images: Tensor, bins: int = 5) -> Tensor:

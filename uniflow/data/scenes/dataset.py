@@ -32,7 +32,8 @@ class ScenesDataset(Dataset[dict[str, Any]]):
     - "boxes": "boxes" float32 (n, 4), x0 y0 x1 y1 in pixels around the visible part of each object, nearest first;
       "box_labels" int64 (n,), shape classes; "box_visibility" float32 (n,), visible part of the silhouette in (0, 1];
     - "caption": a sentence;
-    - "facts": what that sentence says, as numbers: a dict with "shape", "color", "texture", "background" and "count";
+    - "facts": what that sentence says, as numbers: a dict with "shape", "color", "texture", "background" and "count",
+      with `positions` also "position" and "relation"; see `uniflow.data.scenes.language.facts`;
     - "questions": a list of dicts with "kind", "question" and "answer";
     - "clip": "clip" uint8 (T, 3, H, W), the scene in motion, whose first frame equals "image", and "clip_instances"
       uint8 (T, H, W), in which an object keeps its number.
@@ -47,6 +48,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         fresh_epochs: whether every epoch has new scenes; the epoch is part of the index (see `SampleIndex`).
         named: whether samples have a "name", such as "scene 000012".
         max_objects: most objects of a scene, 1 to 5; the nearest ones are kept, and all else of the scene is as it was.
+        positions: whether captions and facts say where the objects are, too.
 
     Raises:
         ValueError: if an argument is out of range or a field is unknown.
@@ -63,6 +65,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         fresh_epochs: bool = False,
         named: bool = False,
         max_objects: int = MAX_OBJECTS,
+        positions: bool = False,
     ) -> None:
         unknown = sorted(set(fields) - set(FIELDS))
         if unknown:
@@ -72,7 +75,7 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         if not 1 <= max_objects <= MAX_OBJECTS:
             raise ValueError(f"Scenes: max_objects must be 1 to {MAX_OBJECTS}, not {max_objects}")
         self.seed, self.length, self.stream, self.frames = seed, length, stream, frames
-        self.max_objects = max_objects
+        self.max_objects, self.positions = max_objects, positions
         self.fields = frozenset(fields)
         self.fresh_epochs, self.named = fresh_epochs, named
         self.renderer = Renderer(size)
@@ -95,9 +98,10 @@ class ScenesDataset(Dataset[dict[str, Any]]):
         if "boxes" in self.fields:
             sample.update(_boxes(rendering))
         if "caption" in self.fields:
-            sample["caption"] = caption(scene, np.random.default_rng((self.seed, self.stream, number, 1)))
+            rng = np.random.default_rng((self.seed, self.stream, number, 1))
+            sample["caption"] = caption(scene, rng, self.positions)
         if "facts" in self.fields:
-            sample["facts"] = facts(scene)
+            sample["facts"] = facts(scene, self.positions)
         if "questions" in self.fields:
             rng = np.random.default_rng((self.seed, self.stream, number, 2))
             sample["questions"] = [q._asdict() for q in questions(scene, rng)]
@@ -133,6 +137,7 @@ class Scenes(ImageDataModule):
         frames: int = 8,
         fresh_epochs: bool = True,
         max_objects: int = MAX_OBJECTS,
+        positions: bool = False,
     ) -> None:
         """
         Args:
@@ -147,6 +152,7 @@ class Scenes(ImageDataModule):
             frames: number of frames of a clip.
             fresh_epochs: whether every training epoch has new scenes; False repeats those of the first epoch.
             max_objects: most objects of a scene, 1 to 5, the nearest ones; with 1 only the one that "label" names.
+            positions: whether captions and facts say where the objects are, too.
 
         Raises:
             ValueError: if an argument is out of range or a field is unknown.
@@ -157,7 +163,7 @@ class Scenes(ImageDataModule):
         self.fields = tuple(fields)
         self.frames = frames
         self.fresh_epochs = fresh_epochs
-        self.max_objects = max_objects
+        self.max_objects, self.positions = max_objects, positions
         self.class_names = list(CLASS_NAMES)
         for split in SPLITS:
             self.make_dataset(split)  # checks the arguments now
@@ -177,6 +183,7 @@ class Scenes(ImageDataModule):
             fresh_epochs=self.fresh_epochs and split == "train",
             named=split != "train",
             max_objects=self.max_objects,
+            positions=self.positions,
         )
 
 

@@ -32,6 +32,9 @@ _RELATIONS = {"left of": "right of", "above": "below", "in front of": "behind"}
 # Two objects are only compared if the answer is clear: in short image sides, and as a ratio of depths.
 _CLEAR_OFFSET = 0.12
 _CLEAR_DEPTH_RATIO = 1.15
+_PLACES = ("on the left", "in the middle", "on the right")
+_MIDDLE = (0.44, 0.56)  # of the image's width; about as many main objects on each side as between
+_DIRECTIONS = ("to its left", "to its right", "above it", "below it")
 
 
 class Question(NamedTuple):
@@ -47,12 +50,24 @@ def name(o: SceneObject) -> str:
     return f"{COLOR_NAMES[o.color]} {CLASS_NAMES[o.shape]}"
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One sentence: the main object with its texture, the others, and the background."""
+def caption(scene: Scene, rng: np.random.Generator, positions: bool = False) -> str:
+    """One sentence: the main object with its texture, the others, and the background.
+
+    Args:
+        scene: what it is about.
+        rng: chooses among sentences that say the same.
+        positions: whether it says where the main object is in the image, and the others beside it.
+    """
     main, *others = scene.objects
     texture = _TEXTURE_WORDS[main.texture]
     words = _with_article(" ".join(w for w in ("large", texture, name(main)) if w))
     where = _BACKGROUND_WORDS[scene.background]
+    if positions:
+        placed = f"{words} {_PLACES[_place(scene)]}"
+        if others:
+            besides = [f"{_with_article(name(o))} {_DIRECTIONS[_direction(main, o)]}" for o in others]
+            placed = f"{placed}, with {_enumerate(besides)}"
+        return (f"{placed}, on {where}", f"on {where}, {placed}")[int(rng.integers(2))]
     if not others:
         return (f"{words} on {where}", f"{words}, alone on {where}")[int(rng.integers(2))]
     rest = _enumerate([_with_article(name(o)) for o in others])
@@ -64,19 +79,41 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return templates[int(rng.integers(len(templates)))]
 
 
-def facts(scene: Scene) -> dict[str, int]:
+def facts(scene: Scene, positions: bool = False) -> dict[str, int]:
     """What `caption` says: the main object's shape, color and texture, the background, and the number of objects.
 
     Each is a number from 0: of `CLASS_NAMES`, `COLOR_NAMES`, `TEXTURES` and `BACKGROUNDS`; "count" is one less than it.
+
+    Args:
+        scene: what the caption is about.
+        positions: whether the caption says positions, too. "position" is then 0 for left, 1 for the middle, 2 for
+            right; "relation", of the second object to the main one, 0 for left, 1 for right, 2 for above, 3 for below,
+            and -1 where there is no second one.
     """
     main = scene.objects[0]
+    placed = {"position": _place(scene), "relation": -1} if positions else {}
+    if positions and len(scene.objects) > 1:
+        placed["relation"] = _direction(main, scene.objects[1])
     return {
         "shape": main.shape,
         "color": main.color,
         "texture": TEXTURES.index(main.texture),
         "background": BACKGROUNDS.index(scene.background),
         "count": len(scene.objects) - 1,
+        **placed,
     }
+
+
+def _place(scene: Scene) -> int:
+    """The index in `_PLACES` of the main object."""
+    x = scene.objects[0].x / scene.extent[1]
+    return sum(x > edge for edge in _MIDDLE)
+
+
+def _direction(main: SceneObject, other: SceneObject) -> int:
+    """The index in `_DIRECTIONS` of another object, by the larger one of the two offsets of the centres."""
+    dx, dy = other.x - main.x, other.y - main.y
+    return int(dx > 0) if abs(dx) > abs(dy) else 2 + int(dy > 0)
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
