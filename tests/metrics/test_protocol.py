@@ -295,12 +295,14 @@ def test_inception_features_on_random_weights(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", stop)
         with pytest.raises(Caught):
-            network.__init__("random", ["2048"], feature_extractor_weights_path=str(path))
+            network.__init__("random", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
     torch.save({key: value.abs() if "var" in key else value for key, value in shapes.items()}, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     features = InceptionFeatures(str(path), sha256=digest)
     out = features(draw(2, 3, 32, 32))
     assert out.shape == (2, 2048)
+    assert torch.equal(features.with_logits(draw(2, 3, 32, 32))[0], out)
+    assert features.with_logits(draw(2, 3, 32, 32))[1].shape == (2, 1008)
     assert out.dtype == torch.float32
     assert digest[:12] in features.identity()
 

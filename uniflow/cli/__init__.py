@@ -56,6 +56,10 @@ TOOLS = {
     ),
     "encode": ("uniflow.tools.encode:encode", "store a tokenizer's latents of any data, to train generators on"),
     "sample": ("uniflow.tools.sample:sample", "make images with a trained generator"),
+    "judge": (
+        "uniflow.tools.judge:judge",
+        "judge generated images against real ones: Frechet distance, KID, precision, recall",
+    ),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",
         "quality and cost against sampler steps and start noise",

@@ -3,7 +3,7 @@
 from uniflow.metrics.averages import Averages
 from uniflow.metrics.channels import ChannelMoments, Moments
 from uniflow.metrics.depth import DepthProtocol, DepthScores
-from uniflow.metrics.distribution import cmmd, frechet_distance, kid, moments
+from uniflow.metrics.distribution import cmmd, frechet_distance, inception_score, kid, moments, precision_recall
 from uniflow.metrics.features import EncoderFeatures, FeatureExtractor, InceptionFeatures, PictureFeatures
 from uniflow.metrics.identity import image_digests, noise_for
 from uniflow.metrics.perceptual import LPIPS
@@ -47,6 +47,7 @@ __all__ = [
     "frechet_distance",
     "image_digests",
     "image_statistics",
+    "inception_score",
     "kid",
     "knn_accuracy",
     "leave_one_out_knn_accuracy",
@@ -58,6 +59,7 @@ __all__ = [
     "ms_ssim",
     "noise_for",
     "patch_means",
+    "precision_recall",
     "psnr",
     "slice_means",
     "ssim",

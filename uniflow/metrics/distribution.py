@@ -1,13 +1,18 @@
-"""How close two sets of images are: Frechet distance, KID and CMMD of their features, in float64."""
+"""How close two sets of images are: Frechet distance, KID, CMMD, precision and recall of their features, in float64."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniflow.core.numbers import check_ranges
+
+NEIGHBOURS = 3  # of precision and recall, as in the paper
+SPLITS = 10  # of the inception score, as in the paper
 Kernel = Callable[[Tensor], Tensor]  # of inner products, element by element
 
 
@@ -74,6 +79,56 @@ def cmmd(features1: Tensor, features2: Tensor, sigma: float = 10.0, paired: bool
     x, y = (F.normalize(f.double(), dim=1) for f in (features1, features2))
     # Of unit vectors |x - y|^2 = 2 - 2 x.y
     return 1000 * unbiased_mmd(x, y, lambda inner: torch.exp((inner - 1) / sigma**2), paired)
+
+
+def precision_recall(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Share of generated images that look real, and share of real images that the generator can make (1904.06991).
+
+    An image is near a set if some image of the set has it within the distance to its own k-th nearest neighbour of the
+    set. Precision is the share of generated images near the real set, recall that of real images near the generated.
+
+    Args:
+        generated: features (N, D), N above `neighbours`.
+        real: features (M, D), M above `neighbours`.
+        neighbours: k.
+
+    Raises:
+        ValueError: with too few images.
+    """
+    least = neighbours + 1
+    check_ranges("precision_recall", {"images": (min(len(generated), len(real)), least, 2**62)})
+    generated, real = generated.double(), real.double()
+    return _share_near(generated, real, neighbours), _share_near(real, generated, neighbours)
+
+
+def _share_near(images: Tensor, others: Tensor, neighbours: int, chunk: int = 512) -> float:
+    """The share of rows (N, D) within the radius of one of the others (M, D)."""
+    # Each one is its own nearest, at distance 0.
+    radii = torch.cat([torch.cdist(part, others).kthvalue(neighbours + 1).values for part in others.split(chunk)])
+    near = sum(int((torch.cdist(part, others) <= radii).any(dim=1).sum()) for part in images.split(chunk))
+    return near / len(images)
+
+
+def inception_score(logits: Tensor, splits: int = SPLITS) -> float:
+    """exp of the mean KL divergence of p(class | image) from p(class), mean over splits (arXiv 1606.03498).
+
+    Needs tens of thousands of images: with few it is too low. The images are put into splits by a fixed permutation.
+
+    Args:
+        logits: of a classifier, (N, K), N at least `splits`.
+        splits: parts that are scored apart.
+
+    Raises:
+        ValueError: with fewer images than splits.
+    """
+    check_ranges("inception_score", {"images": (len(logits), splits, 2**62)})
+    order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+    scores = []
+    for part in logits[order.to(logits.device)].double().tensor_split(splits):
+        log_each = part.log_softmax(dim=1)
+        log_mean = log_each.logsumexp(dim=0) - math.log(len(part))
+        scores.append((log_each.exp() * (log_each - log_mean)).sum(dim=1).mean().exp())
+    return float(torch.stack(scores).mean())
 
 
 def unbiased_mmd(x: Tensor, y: Tensor, kernel: Kernel, paired: bool = False) -> float:

@@ -36,6 +36,10 @@ class FeatureExtractor(ABC):
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] -> features (B, D), float32, on the images' device."""
 
+    def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features as above, and class logits (B, K), float32, of the same pass; None of a network without classes."""
+        return self(images), None
+
     @abstractmethod
     def identity(self) -> str:
         """What this extractor computes, with a hash of its weights: two equal identities give equal features."""
@@ -129,7 +133,7 @@ def _colors(images: Tensor, bins: int = 5) -> Tensor:
 
 
 class InceptionFeatures(FeatureExtractor):
-    """The 2048 features of the Inception network that the published FIDs were computed with.
+    """The 2048 features of the Inception network that the published FIDs were computed with, and its 1008 logits.
 
     Needs the package torch-fidelity (`pip install "uniflow[fid]"`) and its weights as a local file: nothing is
     downloaded. The file is `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity's release v0.2.0.
@@ -156,15 +160,21 @@ class InceptionFeatures(FeatureExtractor):
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "inception.pth"
             torch.save(state, copy)
-            network = FeatureExtractorInceptionV3(name, ["2048"], feature_extractor_weights_path=str(copy))
+            network = FeatureExtractorInceptionV3(
+                name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copy)
+            )
         self.network: nn.Module = network.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
+        return self.with_logits(images)[0]
+
+    @torch.no_grad()
+    def with_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         pixels = to_uint8(images)
         network = self.network.to(images.device)
         with without_autocast(images.device):
-            return network(pixels)[0].float()
+            features, logits = network(pixels)
+        return features.float(), logits.float()
 
     def identity(self) -> str:
         return f"Inception 2015-12-05, pool 2048, weights {self._hash}"

@@ -250,19 +250,20 @@ class GenerationTask(Task):
         self._prompts.update(images, batch)
 
     def on_test_epoch_end(self) -> None:
-        features, labels = self._judged.gather()
+        sets, labels = self._judged.gather()
         extractor = self._judged.extractor
         held_out = validation_features(
             self.trainer,
             lambda batch: {"features": extractor(to_unit_range(batch["image"])), **self._prompts.of_real(batch)},
-            len(features["real"]),
+            len(sets["real"].features),
             only_classes=False,
         )
-        numbers = judge_generated(features, labels, held_out, extractor.name) | self._prompts.compute(held_out)
+        numbers = judge_generated(sets, labels, held_out, extractor.name) | self._prompts.compute(held_out)
         for name, value in numbers.items():
             self.log(f"test/{name}", value, rank_zero_only=True)
         self._reported = {
-            "generation/images": len(features["real"]),
+            "generation/images": len(sets["real"].features),
+            "generation/reference": sets["real"].contents,
             "generation/guidance": self.eval_guidance,
             "generation/judge": extractor.identity(),
             "generation/decoder": self._decoder_path or self._path,

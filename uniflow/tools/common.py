@@ -54,7 +54,7 @@ def evaluation_batches(
         raise ValueError("name what to judge on: either --images FOLDER or --data configs/data/scenes.yaml")
     if data is not None:
         return data.test_dataloader(), data.crops()
-    pictures = _Pictures(images or [], CenterCrop(size or default_size, crop))
+    pictures = Pictures(images or [], CenterCrop(size or default_size, crop))
     loader = ResumableDataLoader(pictures, batch_size, num_workers=num_workers, collate_fn=pictures.collate)
     return loader, {"size": size or default_size, "center_crop": crop}
 
@@ -106,13 +106,13 @@ def load_tokenizer(
     return tokenizer.to(picked), picked
 
 
-class _Pictures(Dataset):
-    """Image files, cropped for evaluation; one that cannot be read is left out and named.
+class Pictures(Dataset):
+    """Image files, cropped for evaluation or whole; one that cannot be read is left out and named.
 
     An image's name is its path from the innermost folder that all are in.
     """
 
-    def __init__(self, paths: Sequence[Path], crop: CenterCrop) -> None:
+    def __init__(self, paths: Sequence[Path], crop: CenterCrop | None) -> None:
         if missing := [path for path in paths if not path.exists()]:
             raise ValueError(f"no such image or folder: {missing[0]}")
         self.files = [f for path in paths for f in ([path / n for n in list_images(path)] if path.is_dir() else [path])]
@@ -127,7 +127,8 @@ class _Pictures(Dataset):
         file = self.files[index]
         try:
             name = file.absolute().relative_to(self.root).as_posix()
-            return {"image": self.crop(read_image(file)), "name": name}
+            image = read_image(file)
+            return {"image": image if self.crop is None else self.crop(image), "name": name}
         except ImageReadError as error:
             print(f"skipped {error}", file=sys.stderr)
             return None
