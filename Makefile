@@ -4,7 +4,7 @@ BIN := .venv/bin
 # One thread a process: two OpenMP threads beside a busy core run many times slower.
 TEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: install quickstart photos real test test-all check parity benchmark fuzz gpu clean
+.PHONY: install quickstart photos real openmoji test test-all check parity benchmark fuzz gpu clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -29,6 +29,12 @@ real: install
 	$(BIN)/python benchmarks/real.py --encoder data/real/dinov2_s14.safetensors \
 	  --photographs data/real/photographs --minutes $(MINUTES) --out runs/real
 	$(BIN)/uniflow report runs/real/run --out runs/real/report
+
+# The real encoder, the text encoder, and named drawings to train a generator on (docs/generation.md).
+openmoji: install
+	$(BIN)/python -m pip install --quiet resvg_py
+	$(BIN)/python benchmarks/real_parts.py data/real
+	$(BIN)/python benchmarks/openmoji.py data/real
 
 check: install
 	$(BIN)/ruff check .

@@ -339,7 +339,11 @@ def tiny_images(config: dict[str, Any], folder: Path) -> list[str]:
         return ["--model.unlabelled.root", str(write_photos(folder / "photos"))]
     name = config["data"]["class_path"].rpartition(".")[2]
     if name == "ImageFolder":
-        return ["--data.root", str(write_photos(folder / "photos")), "--data.val", "null", "--data.test", "null"]
+        photos = write_photos(folder / "photos")
+        if config["data"]["init_args"].get("caption") is not None:
+            for photo in [path for path in photos.rglob("*") if path.is_file()]:
+                photo.with_suffix(".txt").write_text(f"a picture of {photo.parent.name}")
+        return ["--data.root", str(photos), "--data.val", "null", "--data.test", "null"]
     if name == "ClipFolder":  # each class of pictures is a folder of two frames
         options = ["--data.val", "null", "--data.test", "null", "--data.length", "2", "--data.rate", "null"]
         return ["--data.root", str(write_photos(folder / "photos")), *options]
