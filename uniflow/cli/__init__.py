@@ -60,6 +60,10 @@ TOOLS = {
         "uniflow.tools.judge:judge",
         "judge generated images against real ones: Frechet distance, KID, precision, recall",
     ),
+    "geneval": (
+        "uniflow.tools.geneval:geneval",
+        "score images of GenEval's prompts by an object detector",
+    ),
     "sweep-steps": (
         "uniflow.tools.sweep:sweep_steps",
         "quality and cost against sampler steps and start noise",
