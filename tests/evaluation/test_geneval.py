@@ -23,7 +23,7 @@ def test_as_many_objects_as_asked_for_are_needed_and_more_are_well():
     assert check([CAT], include=two) == ["1 of cat, 2 expected"]
     assert check([CAT] * 3, include=two) == []
     assert check([CAT] * 3, include=two, exclude=[{"class": "cat", "count": 3}]) == ["3 of cat, fewer than 3 expected"]
-    assert check([DOG], include=two[:0] + [{"class": "cat", "count": 1}]) == ["0 of cat, 1 expected"]
+    assert check([DOG], include=[{"class": "cat", "count": 1}]) == ["0 of cat, 1 expected"]
 
 
 def test_unsure_objects_do_not_count_and_less_so_where_numbers_are_asked():
