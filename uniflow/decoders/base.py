@@ -15,7 +15,6 @@ from uniflow.layers.grid import Window, cut
 
 if TYPE_CHECKING:
     from uniflow.decoders.shortcut import LinearShortcut
-    from uniflow.decoders.temporal import Memory
 
 
 class PixelDecoder(Part):

@@ -24,7 +24,6 @@ from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
-from uniflow.decoders.temporal import Memory
 from uniflow.flow import (
     data_to_velocity,
     euler,

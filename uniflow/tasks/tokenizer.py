@@ -53,7 +53,7 @@ class TokenizerTask(Task):
         + (pixel losses, each with its own weight) + latent_feature_weight * |A z + b - LN(H_T^L)|^2
 
     Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1]. One with "frames", a number, is of clips of
-    so many images, clip after clip: a temporal decoder then sees earlier frames.
+    so many images, clip after clip: a temporal decoder then sees earlier frames, and frames may be merged.
 
     Args:
         encoder: makes the pretrained encoder; the student starts as this, the teacher is a frozen copy.
@@ -208,19 +208,19 @@ class TokenizerTask(Task):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
         student = self.tokenizer.encoder(images) if self.encoder_is_trained else self.frozen_states(images)
-        latents, losses = self.tokenizer.bottleneck(student)
-        terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
-            of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
-        terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
         needs_teacher = self.encoder_is_trained and (distills or self.feature_head is not None)
-        teacher = self.frozen_states(images) if needs_teacher else student  # a frozen student is its own teacher
-        if distills:
-            terms["distillation"] = strength * self.distillation_loss(student, teacher)
-        if self.feature_head is not None:
-            terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            latents, losses = self.tokenizer.bottleneck(student)
+            terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
+            of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+            terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
+            teacher = self.frozen_states(images) if needs_teacher else student  # a frozen student is its own teacher
+            if distills:
+                terms["distillation"] = strength * self.distillation_loss(student, teacher)
+            if self.feature_head is not None:
+                terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         if self.train_only is not None and not total.requires_grad:
             raise ValueError(
@@ -246,13 +246,13 @@ class TokenizerTask(Task):
         """The decoder's training losses, not yet weighted, and the pixel losses, which weight themselves.
 
         Args:
-            latents: (B, C, h, w); noise of `noise_tau` is added here.
+            latents: (B, C, h, w), of clips fewer than images; noise of `noise_tau` is added here.
             images: float in [0, 1], (B, 3, H, W).
 
         Raises:
             ValueError: if two losses have the same name.
         """
-        latents = augment_latents(self.tokenizer, latents, self.noise_tau)
+        latents = self.tokenizer.bottleneck.to_frames(augment_latents(self.tokenizer, latents, self.noise_tau))
         if not self.pixel_losses:
             return self.tokenizer.decoder.loss(latents, images), {}
         of_decoder, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
@@ -268,7 +268,7 @@ class TokenizerTask(Task):
         """Mean squared error of the teacher's normalised last hidden state as read from the latents (B, C, h, w)."""
         assert self.feature_head is not None
         target = last_features(teacher, latents.shape[-2]).detach()
-        prediction = self.feature_head(latents.flatten(2).transpose(1, 2))
+        prediction = self.feature_head(self.tokenizer.bottleneck.to_frames(latents).flatten(2).transpose(1, 2))
         return (prediction - target.to(prediction.dtype)).square().mean()
 
     def distillation_loss(self, student: EncoderOutput, teacher: EncoderOutput) -> Tensor:
@@ -306,8 +306,9 @@ class TokenizerTask(Task):
         return self._evaluate(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Latents of the batch, with its labels if it has any."""
-        result = {"latents": self.tokenizer.encode(batch["image"])}
+        """Latents of the batch, with the labels of its images or frames if it has any."""
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            result = {"latents": self.tokenizer.encode(batch["image"])}
         return result | {key: batch[key] for key in ("label",) if key in batch}
 
     def on_validation_epoch_end(self) -> None:
@@ -319,10 +320,11 @@ class TokenizerTask(Task):
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Judge one batch; what the networks gave goes on to callbacks."""
         images = batch["image"]
-        outputs = self.compared_outputs(images)
-        student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
-        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            outputs = self.compared_outputs(images)
+            student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
             judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
+            outputs["latents"] = self.tokenizer.bottleneck.to_frames(latents)  # callbacks want one of each image
         prefix = self.distill_prefix_tokens
         cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
         self.evaluation.add_values("cosine", cosines.mean(dim=0))
