@@ -126,6 +126,7 @@ class GatedChange(nn.Module):
         nn.init.zeros_(self.projection.weight)
 
     def forward(self, changes: Tensor, context: Tensor) -> Tensor:
-        """(..., changes) and (..., context) -> (..., outputs)."""
+        """(..., changes) and (..., context) -> (..., outputs), in the parameters' type."""
+        changes, context = (values.to(self.value.weight.dtype) for values in (changes, context))
         gate = F.silu(self.gate(self.norm(torch.cat([context, changes], dim=-1))))
         return self.projection(gate * self.value(changes))

@@ -12,6 +12,7 @@ from torch import Tensor
 from uniflow.core.part import Part
 from uniflow.core.specs import LatentSpec
 from uniflow.layers.grid import Window, cut
+from uniflow.layers.over_time import Memory
 
 if TYPE_CHECKING:
     from uniflow.decoders.shortcut import LinearShortcut

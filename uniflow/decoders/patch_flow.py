@@ -36,6 +36,7 @@ from uniflow.flow import (
 )
 from uniflow.layers.adaln import PatchMLP
 from uniflow.layers.grid import Window, cut, image_shape, patchify, to_image, to_tokens, unpatchify
+from uniflow.layers.over_time import Memory
 from uniflow.layers.precision import full_dtype, without_autocast
 
 

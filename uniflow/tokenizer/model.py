@@ -42,8 +42,8 @@ class Tokenizer(ClipLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
     Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are not a multiple of the patch size
-    are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w). Batches of clips are
-    encoded and decoded inside `over_time`; B is then the number of their frames, and of their latents.
+    are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w). Clips are
+    encoded and decoded inside `over_time`; B is then the number of all their frames, and of all their latents.
 
     Args:
         encoder: pixels -> hidden states.
