@@ -21,6 +21,7 @@ from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
 from uniflow.distill import Adaptive, FrozenTeacher, LayerWeighting, cosine_distances, image_cosines, tokens_to_match
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.evaluation.clips import add_clip_scores
 from uniflow.evaluation.judging import decodings, judge_batch
 from uniflow.features import StateCache
 from uniflow.layers import ExactLinear
@@ -223,10 +224,10 @@ class TokenizerTask(Task):
                 terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         if self.train_only is not None and not total.requires_grad:
-            raise ValueError(
-                f"nothing that this batch uses is trained: train_only {self.train_only!r} of a decoder over time needs "
-                "clips, such as SceneClips or ClipFolder gives"
+            why = (
+                f"train_only {self.train_only!r} of a decoder over time needs clips, as SceneClips or ClipFolder gives"
             )
+            raise ValueError(f"nothing that this batch uses is trained: {why}")
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         if self.state_cache is not None:
@@ -319,14 +320,15 @@ class TokenizerTask(Task):
 
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Judge one batch; what the networks gave goes on to callbacks."""
-        images = batch["image"]
-        with self.tokenizer.over_time(batch.get("frames", 1)):
+        images, frames, prefix = batch["image"], batch.get("frames", 1), self.distill_prefix_tokens
+        with self.tokenizer.over_time(frames):
             outputs = self.compared_outputs(images)
-            student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
-            judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
+            latents = outputs["latents"]
+            decoded = judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
             outputs["latents"] = self.tokenizer.bottleneck.to_frames(latents)  # callbacks want one of each image
-        prefix = self.distill_prefix_tokens
-        cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
+        add_clip_scores(self.evaluation.rows, decoded, images, frames)
+        student, teacher = (tokens_to_match(outputs[name], prefix=prefix) for name in ("student", "teacher"))
+        cosines = image_cosines(student, teacher)
         self.evaluation.add_values("cosine", cosines.mean(dim=0))
         for name, cosine in self._by_layer(cosines):
             self.evaluation.add_values(f"cosine_{name}", cosine)
