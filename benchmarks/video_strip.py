@@ -43,7 +43,7 @@ def main() -> None:
         scores.update(decoded, original)
         found = scores.compute()
         print(f"{path}: {found}")
-        name = "embedded" if path == "embedded" else "over time"
+        name = Path(path).parent.name if Path(path).name == "tokenizer" else Path(path).name
         rows.append([(f"{name}: PSNR {found['psnr']:.2f} dB", decoded[k]) for k in options.columns])
         changes = static_changes(decoded, original)
         caption = f"its flicker: {found['flicker']:.2f} of 255"

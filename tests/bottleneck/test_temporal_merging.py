@@ -197,6 +197,8 @@ def test_what_does_not_fit_is_one_line():
         merging.to_frames(torch.zeros(3, 6, 2, 3))
     with pytest.raises(ValueError, match=r"ended with 1 of the 2 frames of a latent: pieces but the last need 1 \+ 2"):
         encode(merging, frames(2, 1), 2, memory)
+    with pytest.raises(ValueError, match=r"^a clip has 1 frame or more, not 0$"):
+        encode(merging, frames(1), 0)
     for bad in (0, -1, 1.5):
         with pytest.raises(ValueError, match="temporal_merge must be an integer >= 1"):
             MLPBottleneck(SPEC, temporal_merge=bad)

@@ -23,7 +23,12 @@ class OverTime(nn.Module):
         Args:
             frames: T: a batch of B T images is that of B clips, clip after clip; 1 are images.
             memory: a dict, empty before a clip's first frames, for a clip that comes piece by piece.
+
+        Raises:
+            ValueError: if a clip has no frame.
         """
+        if frames < 1:
+            raise ValueError(f"a clip has 1 frame or more, not {frames}")
         before, self._clip = self._clip, (frames, memory)
         try:
             yield
