@@ -224,9 +224,7 @@ class TokenizerTask(Task):
                 terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         if self.train_only is not None and not total.requires_grad:
-            why = (
-                f"train_only {self.train_only!r} of a decoder over time needs clips, as SceneClips or ClipFolder gives"
-            )
+            why = f"train_only {self.train_only!r} of a decoder over time needs clips, such as those of SceneClips"
             raise ValueError(f"nothing that this batch uses is trained: {why}")
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
