@@ -43,7 +43,7 @@ def main() -> None:
         scores.update(decoded, original)
         found = scores.compute()
         print(f"{path}: {found}")
-        name = "embedded" if path == "embedded" else "over time"
+        name = Path(path).parent.name if Path(path).name == "tokenizer" else Path(path).name
         rows.append([(f"{name}: PSNR {found['psnr']:.2f} dB", decoded[k]) for k in options.columns])
         changes = static_changes(decoded, original)
         caption = f"its flicker: {found['flicker']:.2f} of 255"
@@ -54,10 +54,10 @@ def main() -> None:
 @torch.inference_mode()
 def decode(model: Tokenizer, original: Tensor) -> Tensor:
     """The clip (T, 3, H, W) in [0, 1] as the tokenizer decodes it, all frames from one noise."""
-    latents = model.encode(original)
-    noise = model.decoder.draw_noise(latents[:1], torch.Generator().manual_seed(0))
-    with model.decoder.over_time(len(latents)):
-        decoded = model.decode(latents, noise=None if noise is None else noise.expand(len(latents), -1, -1, -1))
+    with model.over_time(len(original)):
+        latents = model.encode(original)
+        noise = model.decoder.draw_noise(latents[:1], torch.Generator().manual_seed(0))
+        decoded = model.decode(latents, noise=None if noise is None else noise.expand(len(original), -1, -1, -1))
     return decoded[..., : original.shape[-2], : original.shape[-1]].float()
 
 

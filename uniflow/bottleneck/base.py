@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 from torch import Tensor
 
 from uniflow.core.part import Part
 from uniflow.core.specs import EncoderOutput, LatentSpec
+from uniflow.layers.over_time import Memory
 
 
 class Bottleneck(Part):
@@ -21,14 +23,16 @@ class Bottleneck(Part):
         spec: channels and patch size of the latents.
         codebook_size: entries of each codebook; None if the latents are continuous.
         num_codebooks: codebooks K, so indices of one latent; None if the latents are continuous.
+        frames_per_latent: frames of a clip that become one latent, but for the first frame, which has its own.
         start_scale: standard deviation of the latents, before any quantisation, that a regression start aims at.
     """
 
     spec: LatentSpec
     codebook_size: int | None = None
     num_codebooks: int | None = None
+    frames_per_latent: int = 1
     start_scale: ClassVar[float] = 1.0
-    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "to_indices", "tokens")
+    entry_points: ClassVar[tuple[str, ...]] = ("indices", "from_indices", "to_indices", "tokens", "to_frames")
 
     @abstractmethod
     def forward(self, output: EncoderOutput) -> tuple[Tensor, dict[str, Tensor]]:
@@ -41,6 +45,29 @@ class Bottleneck(Part):
         Returns:
             The latents (B, C, h', w'), and auxiliary losses by name (scalars that are added to the training loss).
         """
+
+    def over_time(self, frames: int, memory: Memory | None = None) -> AbstractContextManager[None]:
+        """While the result is entered, a batch is one of clips, for a bottleneck with several `frames_per_latent`.
+
+        Args:
+            frames: T: a batch of B T images is that of B clips, clip after clip; 1 are images.
+            memory: a dict, empty before a clip's first frames, for a clip that comes piece by piece.
+        """
+        return nullcontext()
+
+    def to_frames(self, latents: Tensor) -> Tensor:
+        """The latents of a batch as a decoder takes them, one for each frame; by default they are so already.
+
+        Args:
+            latents: what `forward` gave, (B n, C, h', w').
+
+        Returns:
+            (B T, C, h', w'), of the same type.
+
+        Raises:
+            ValueError: if these are not the latents of whole clips.
+        """
+        return latents
 
     def indices(self, output: EncoderOutput) -> Tensor:
         """The codebook entries that stand for what the encoder gave. Changes nothing, not even in training mode.

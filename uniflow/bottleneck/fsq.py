@@ -32,7 +32,7 @@ class FSQBottleneck(QuantizedBottleneck):
             for 2^16 codes (its table of recommended levels): 64,000.
         num_codebooks: independent groups of such channels.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: if a number is below 1, a channel has fewer than 3 levels, or there are more than 2^24 codes.

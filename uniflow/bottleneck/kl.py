@@ -30,7 +30,7 @@ class KLBottleneck(ProjectedBottleneck):
         channels: channels of a latent.
         weight: factor on the divergence.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: if a number is below 1, the weight below 0, or there is no such layer.

@@ -18,7 +18,7 @@ class MLPBottleneck(ProjectedBottleneck):
         encoder: spec of the encoder in front.
         channels: channels of a latent.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: if a number is below 1, or there is no such layer.

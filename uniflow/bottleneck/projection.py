@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 
 from uniflow.bottleneck.base import Bottleneck
 from uniflow.bottleneck.layers import Fuse, LayerFusion, Layers, Normalize, normalize_tokens
+from uniflow.bottleneck.temporal import TemporalMerging
 from uniflow.core.numbers import PositiveInt
 from uniflow.core.specs import EncoderOutput, EncoderSpec, LatentSpec
 from uniflow.layers import ExactLinear
 from uniflow.layers.init import preserve_variance_
+from uniflow.layers.over_time import Memory
 
 
 class ProjectedBottleneck(Bottleneck):
@@ -33,6 +36,7 @@ class ProjectedBottleneck(Bottleneck):
         normalize: how those layers are normalised, "layer" or "token"; see `LayerFusion`.
         shortcut: add a linear path beside the projection, whose own output starts at zero. `start: regression` of
             the task writes its solution there.
+        temporal_merge: of clips: frames that become one latent; see `TemporalMerging`. 1 gives each frame its own.
 
     Raises:
         ValueError: if a number is below 1, or there is no such layer.
@@ -52,6 +56,7 @@ class ProjectedBottleneck(Bottleneck):
         fuse: Fuse = "concat",
         normalize: Normalize = "layer",
         shortcut: bool = False,
+        temporal_merge: PositiveInt = 1,
     ) -> None:
         super().__init__()
         self.spec = LatentSpec(channels=channels, patch_size=encoder.patch_size * merge)
@@ -67,6 +72,16 @@ class ProjectedBottleneck(Bottleneck):
             self.shortcut = ExactLinear(inputs, outputs)
             preserve_variance_(self.shortcut)
             nn.init.zeros_(self.fc2.weight)
+        self.frames_per_latent = temporal_merge
+        self.temporal: TemporalMerging | None = None
+        if temporal_merge > 1:
+            self.temporal = TemporalMerging(outputs, channels, encoder.embed_dim, temporal_merge)
+
+    def over_time(self, frames: int, memory: Memory | None = None) -> AbstractContextManager[None]:
+        return super().over_time(frames, memory) if self.temporal is None else self.temporal.over_time(frames, memory)
+
+    def to_frames(self, latents: Tensor) -> Tensor:
+        return latents if self.temporal is None else self.temporal.to_frames(latents)
 
     def tokens(self, output: EncoderOutput) -> Tensor:
         """What the projection reads: (B, h / merge, w / merge, inputs), channels last.
@@ -96,14 +111,15 @@ class ProjectedBottleneck(Bottleneck):
         self.fusion.calibrate(means, stds)
 
     def project(self, output: EncoderOutput) -> Tensor:
-        """The projection of the encoder's output, (B, h / merge, w / merge, outputs), channels last.
+        """The projection of the encoder's output, (B, h / merge, w / merge, outputs), channels last; frames merged.
 
         Raises:
-            ValueError: if `merge` does not divide the grid.
+            ValueError: if `merge` does not divide the grid, or `temporal_merge` gets no whole clips.
         """
         tokens = self.tokens(output)
         projected = self.fc2(self.act(self.fc1(tokens)))
-        return projected if self.shortcut is None else projected + self.shortcut(tokens)
+        projected = projected if self.shortcut is None else projected + self.shortcut(tokens)
+        return projected if self.temporal is None else self.temporal.merge(projected)
 
     def linear_start(self, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         if self.shortcut is None:

@@ -26,7 +26,7 @@ class QuantizedBottleneck(ProjectedBottleneck):
         codebook_size: entries of each codebook.
         num_codebooks: codebooks K.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: if a number is below 1, or a codebook has fewer than 2 entries.

@@ -34,7 +34,7 @@ class VQBottleneck(QuantizedBottleneck):
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none. Even use would give each entry (tokens in a step) / codebook_size.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: for numbers out of range, and for a learnable codebook with cosine.
@@ -104,7 +104,7 @@ class MultiVQBottleneck(QuantizedBottleneck):
         dead_code_threshold: replace an entry when the moving average of its uses in a step, over all processes, is
             below this; 0 replaces none.
         merge: merge squares of this many by this many neighbouring tokens into one latent.
-        **reads: `layers`, `fuse`, `normalize` and `shortcut` of `ProjectedBottleneck`: which hidden states are read.
+        **reads: `layers`, `fuse`, `normalize`, `shortcut` and `temporal_merge` of `ProjectedBottleneck`.
 
     Raises:
         ValueError: for numbers out of range, for a learnable codebook with cosine, and for residuals with cosine.

@@ -73,7 +73,8 @@ def measure(tokenizer: Tokenizer, batches: Iterable[Any]) -> ChannelMoments:
     """The moments of this process's latents."""
     moments, device = ChannelMoments(), next(tokenizer.parameters()).device
     for batch in batches:
-        with without_autocast(device):  # what a loaded tokenizer gives, which is float32
+        # What a loaded tokenizer gives, which is float32.
+        with without_autocast(device), tokenizer.over_time(batch.get("frames", 1)):
             moments.update(tokenizer.encode(batch["image"].to(device)))
     return moments
 

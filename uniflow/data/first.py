@@ -7,7 +7,10 @@ from typing import Any
 
 
 class FirstImages:
-    """Batches of the first `count` images, with "image" of the last batch cut to fit; None: all images."""
+    """Batches of the first `count` images, with "image" of the last batch cut to fit; None: all images.
+
+    Of clips a batch keeps whole ones: as many as fit, at least one.
+    """
 
     def __init__(self, batches: Iterable[Any], count: int | None) -> None:
         self.batches, self.count = batches, count
@@ -15,11 +18,14 @@ class FirstImages:
     def __iter__(self) -> Iterator[Any]:
         left = self.count
         for batch in self.batches if left != 0 else ():
-            yield batch if left is None else {**batch, "image": batch["image"][:left]}
-            if left is not None:
-                left -= min(left, len(batch["image"]))
-                if left == 0:
-                    return
+            if left is None:
+                yield batch
+                continue
+            frames = batch.get("frames", 1)
+            yield {**batch, "image": batch["image"][: max(frames, left - left % frames)]}
+            left -= min(left, len(batch["image"]))
+            if left == 0:
+                return
 
 
 def rank_share(count: int | None, rank: int, world_size: int) -> int | None:

@@ -12,10 +12,10 @@ from torch import Tensor
 from uniflow.core.part import Part
 from uniflow.core.specs import LatentSpec
 from uniflow.layers.grid import Window, cut
+from uniflow.layers.over_time import Memory
 
 if TYPE_CHECKING:
     from uniflow.decoders.shortcut import LinearShortcut
-    from uniflow.decoders.temporal import Memory
 
 
 class PixelDecoder(Part):

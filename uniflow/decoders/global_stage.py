@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from uniflow.decoders.temporal import Memory, TemporalAttention
+from uniflow.decoders.temporal import TemporalAttention
 from uniflow.layers.grid import PositionEmbedding, Window, cut, to_tokens
 from uniflow.layers.init import preserve_variance_
+from uniflow.layers.over_time import OverTime
 
 
-class GlobalStage(nn.Module):
+class GlobalStage(OverTime):
     """Latents -> one condition vector a patch: C = GTB(up(z) + PE) + PE' (arXiv 2510.10575).
 
     Args:
@@ -56,16 +54,6 @@ class GlobalStage(nn.Module):
         self.temporal: nn.ModuleList | None = None
         if temporal_window:
             self.temporal = nn.ModuleList(TemporalAttention(width, num_heads, temporal_window) for _ in range(depth))
-        self._clip: tuple[int, Memory | None] = (1, None)
-
-    @contextmanager
-    def over_time(self, frames: int, memory: Memory | None = None) -> Iterator[None]:
-        """See `PixelDecoder.over_time`."""
-        before, self._clip = self._clip, (frames, memory)
-        try:
-            yield
-        finally:
-            self._clip = before
 
     def forward(self, latents: Tensor, window: Window | None = None) -> Tensor:
         """Latents (B, channels, h, w) -> condition (B, h w, width); of a `window` of them, seeing nothing else."""

@@ -24,7 +24,6 @@ from uniflow.core.specs import LatentSpec
 from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.global_stage import GlobalStage
 from uniflow.decoders.shortcut import LinearShortcut, join, split
-from uniflow.decoders.temporal import Memory
 from uniflow.flow import (
     data_to_velocity,
     euler,
@@ -37,6 +36,7 @@ from uniflow.flow import (
 )
 from uniflow.layers.adaln import PatchMLP
 from uniflow.layers.grid import Window, cut, image_shape, patchify, to_image, to_tokens, unpatchify
+from uniflow.layers.over_time import Memory
 from uniflow.layers.precision import full_dtype, without_autocast
 
 

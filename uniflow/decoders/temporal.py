@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# What a decoder remembers of a clip's earlier frames: of each attention keys and values, (B N, heads, frames, D).
-Memory = dict[nn.Module, tuple[Tensor, Tensor]]
+from uniflow.layers.over_time import Memory
 
 
 class TemporalAttention(nn.Module):
@@ -43,7 +42,8 @@ class TemporalAttention(nn.Module):
         Args:
             tokens: clip after clip.
             frames: T.
-            memory: of the frames before these, which is read and brought up to date; None: there are none.
+            memory: of the frames before these, which is read and brought up to date: keys and values, each
+                (B N, heads, frames, D). None: there are none.
         """
         heads = self.qkv(self.norm(tokens)).unflatten(0, (-1, frames)).unflatten(-1, (3, self.num_heads, -1))
         # (B, T, N, 3, heads, D) -> 3 times (B N, heads, T, D)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -62,6 +63,27 @@ class ClipEvaluation:
         """What the numbers depend on besides the model and the data module's settings, for the fingerprint."""
         features = None if self.features is None else self.features.identity()
         return {"clips": {"noise": self.noise, "static": STATIC, "features": features}}
+
+
+def add_clip_scores(rows: list[dict[str, Any]], reconstruction: Tensor, original: Tensor, frames: int) -> None:
+    """Add each clip's numbers to the rows of its frames, as "clip_NAME": their means are means over clips.
+
+    Args:
+        rows: of `Evaluation.rows`; the last B T are those of these frames. What is not a number is left out.
+        reconstruction: (B T, 3, H, W) in [0, 1].
+        original: the same shape, uint8 or float in [0, 1].
+        frames: T; 1 are images, which get nothing.
+    """
+    if frames == 1:
+        return
+    pairs = (images.split(frames) for images in (reconstruction, to_unit_range(original)))
+    for start, pair in zip(range(len(rows) - len(original), len(rows), frames), zip(*pairs, strict=True), strict=True):
+        scores = ClipScores()
+        scores.update(*pair)
+        found = {f"clip_{name}": value for name, value in scores.compute().items() if math.isfinite(value)}
+        del found["clip_frames"]
+        for row in rows[start : start + frames]:
+            row.update(found)
 
 
 def noise_digests(digests: Sequence[str], frames: int, noise: Noise) -> list[str]:

@@ -21,6 +21,7 @@ from uniflow.decoders.base import PixelDecoder
 from uniflow.decoders.patch_flow import PatchFlowDecoder
 from uniflow.distill import Adaptive, FrozenTeacher, LayerWeighting, cosine_distances, image_cosines, tokens_to_match
 from uniflow.encoders.base import EncoderOutput, VisionEncoder
+from uniflow.evaluation.clips import add_clip_scores
 from uniflow.evaluation.judging import decodings, judge_batch
 from uniflow.features import StateCache
 from uniflow.layers import ExactLinear
@@ -53,7 +54,7 @@ class TokenizerTask(Task):
         + (pixel losses, each with its own weight) + latent_feature_weight * |A z + b - LN(H_T^L)|^2
 
     Batches are dicts with "image": (B, 3, H, W), uint8 or float in [0, 1]. One with "frames", a number, is of clips of
-    so many images, clip after clip: a temporal decoder then sees earlier frames.
+    so many images, clip after clip: a temporal decoder then sees earlier frames, and frames may be merged.
 
     Args:
         encoder: makes the pretrained encoder; the student starts as this, the teacher is a frozen copy.
@@ -208,25 +209,23 @@ class TokenizerTask(Task):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
         student = self.tokenizer.encoder(images) if self.encoder_is_trained else self.frozen_states(images)
-        latents, losses = self.tokenizer.bottleneck(student)
-        terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
-        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
-            of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
-        terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
         strength = self.distillation_weight(self.progress)
         distills = strength > 0 and self.encoder_is_trained
         needs_teacher = self.encoder_is_trained and (distills or self.feature_head is not None)
-        teacher = self.frozen_states(images) if needs_teacher else student  # a frozen student is its own teacher
-        if distills:
-            terms["distillation"] = strength * self.distillation_loss(student, teacher)
-        if self.feature_head is not None:
-            terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            latents, losses = self.tokenizer.bottleneck(student)
+            terms = {f"bottleneck/{name}": loss for name, loss in losses.items()}
+            of_decoder, on_pixels = self.decoder_losses(latents, to_unit_range(images))
+            terms |= {name: self.reconstruction_weight * loss for name, loss in of_decoder.items()} | on_pixels
+            teacher = self.frozen_states(images) if needs_teacher else student  # a frozen student is its own teacher
+            if distills:
+                terms["distillation"] = strength * self.distillation_loss(student, teacher)
+            if self.feature_head is not None:
+                terms["latent_features"] = self.latent_feature_weight * self.latent_feature_loss(latents, teacher)
         total = torch.stack([full_precision(term) for term in terms.values()]).sum()
         if self.train_only is not None and not total.requires_grad:
-            raise ValueError(
-                f"nothing that this batch uses is trained: train_only {self.train_only!r} of a decoder over time needs "
-                "clips, such as SceneClips or ClipFolder gives"
-            )
+            why = f"train_only {self.train_only!r} of a decoder over time needs clips, such as those of SceneClips"
+            raise ValueError(f"nothing that this batch uses is trained: {why}")
         self.log("train/loss", total, prog_bar=True)
         self.log_dict({f"train/{name}": term for name, term in terms.items()})
         if self.state_cache is not None:
@@ -246,13 +245,13 @@ class TokenizerTask(Task):
         """The decoder's training losses, not yet weighted, and the pixel losses, which weight themselves.
 
         Args:
-            latents: (B, C, h, w); noise of `noise_tau` is added here.
+            latents: (B, C, h, w), of clips fewer than images; noise of `noise_tau` is added here.
             images: float in [0, 1], (B, 3, H, W).
 
         Raises:
             ValueError: if two losses have the same name.
         """
-        latents = augment_latents(self.tokenizer, latents, self.noise_tau)
+        latents = self.tokenizer.bottleneck.to_frames(augment_latents(self.tokenizer, latents, self.noise_tau))
         if not self.pixel_losses:
             return self.tokenizer.decoder.loss(latents, images), {}
         of_decoder, estimate = self.tokenizer.decoder.loss_and_estimate(latents, images)
@@ -268,7 +267,7 @@ class TokenizerTask(Task):
         """Mean squared error of the teacher's normalised last hidden state as read from the latents (B, C, h, w)."""
         assert self.feature_head is not None
         target = last_features(teacher, latents.shape[-2]).detach()
-        prediction = self.feature_head(latents.flatten(2).transpose(1, 2))
+        prediction = self.feature_head(self.tokenizer.bottleneck.to_frames(latents).flatten(2).transpose(1, 2))
         return (prediction - target.to(prediction.dtype)).square().mean()
 
     def distillation_loss(self, student: EncoderOutput, teacher: EncoderOutput) -> Tensor:
@@ -306,8 +305,9 @@ class TokenizerTask(Task):
         return self._evaluate(batch)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Latents of the batch, with its labels if it has any."""
-        result = {"latents": self.tokenizer.encode(batch["image"])}
+        """Latents of the batch, with the labels of its images or frames if it has any."""
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            result = {"latents": self.tokenizer.encode(batch["image"])}
         return result | {key: batch[key] for key in ("label",) if key in batch}
 
     def on_validation_epoch_end(self) -> None:
@@ -318,13 +318,15 @@ class TokenizerTask(Task):
 
     def _evaluate(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Judge one batch; what the networks gave goes on to callbacks."""
-        images = batch["image"]
-        outputs = self.compared_outputs(images)
-        student, teacher, latents = outputs["student"], outputs["teacher"], outputs["latents"]
-        with self.tokenizer.decoder.over_time(batch.get("frames", 1)):
-            judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
-        prefix = self.distill_prefix_tokens
-        cosines = image_cosines(tokens_to_match(student, prefix=prefix), tokens_to_match(teacher, prefix=prefix))
+        images, frames, prefix = batch["image"], batch.get("frames", 1), self.distill_prefix_tokens
+        with self.tokenizer.over_time(frames):
+            outputs = self.compared_outputs(images)
+            latents = outputs["latents"]
+            decoded = judge_batch(self.evaluation, self.tokenizer, images, latents, self.eval_steps, batch.get("name"))
+            outputs["latents"] = self.tokenizer.bottleneck.to_frames(latents)  # callbacks want one of each image
+        add_clip_scores(self.evaluation.rows, decoded, images, frames)
+        student, teacher = (tokens_to_match(outputs[name], prefix=prefix) for name in ("student", "teacher"))
+        cosines = image_cosines(student, teacher)
         self.evaluation.add_values("cosine", cosines.mean(dim=0))
         for name, cosine in self._by_layer(cosines):
             self.evaluation.add_values(f"cosine_{name}", cosine)

@@ -20,7 +20,7 @@ from uniflow.encoders.base import VisionEncoder
 from uniflow.layers.grid import pad_to_multiple
 from uniflow.pretrained import packaged
 from uniflow.tokenizer.card import model_card, write_card
-from uniflow.tokenizer.coded import CodedLatents
+from uniflow.tokenizer.clips import ClipLatents
 from uniflow.tokenizer.official import read_official, write_official
 from uniflow.tokenizer.saving import (
     FORMAT,
@@ -38,11 +38,12 @@ from uniflow.tokenizer.tiling import decode_tiled
 from uniflow.version import __version__
 
 
-class Tokenizer(CodedLatents, ModelHubMixin):
+class Tokenizer(ClipLatents, ModelHubMixin):
     """A unified visual tokenizer: features that understand images, latents that decode back to pixels.
 
     Images are RGB (B, 3, H, W), uint8 or float in [0, 1], of any size; sides that are not a multiple of the patch size
-    are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w).
+    are padded on the right and at the bottom by repeating the edge. Latents are images (B, C, h, w). Clips are
+    encoded and decoded inside `over_time`; B is then the number of all their frames, and of all their latents.
 
     Args:
         encoder: pixels -> hidden states.
@@ -114,7 +115,7 @@ class Tokenizer(CodedLatents, ModelHubMixin):
             tile, overlap, global_context: as for `decode_tiled`; a `tile` of None decodes all at once.
 
         Raises:
-            ValueError: for latents or noise of another shape, without latent statistics, or for a bad overlap.
+            ValueError: for latents or noise of another shape or number, without latent statistics, or a bad overlap.
         """
         options: dict[str, Any] = {"steps": steps, "noise": noise, "generator": generator}
         if tile is not None:
@@ -160,10 +161,10 @@ class Tokenizer(CodedLatents, ModelHubMixin):
         return images.clamp(0, 1) if clamp else images
 
     def _decodable(self, latents: Tensor, normalized: bool) -> Tensor:
-        """Checked latents (B, C, h, w), as the decoder reads them."""
+        """Checked latents (B, C, h, w), as the decoder reads them: one for each frame."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents must be (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
-        return self.denormalize_latents(latents) if normalized else latents
+        return self.bottleneck.to_frames(self.denormalize_latents(latents) if normalized else latents)
 
     def indices(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> codebook indices from 0 to codebook_size - 1, int64, (B, h, w, K) for K codebooks.

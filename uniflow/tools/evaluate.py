@@ -87,7 +87,7 @@ def evaluate(
         with torch.inference_mode():
             pixels, frames, names = batch["image"].to(picked), batch.get("frames"), batch.get("name")
             digests = noise_digests(image_digests(pixels), frames, noise) if frames else None
-            with model.decoder.over_time(frames or 1):
+            with model.over_time(frames or 1):
                 decoded = judge_batch(evaluation, model, pixels, model.encode(pixels), counts, names, digests)
             if frames:
                 clips.update(decoded, pixels, frames, names)

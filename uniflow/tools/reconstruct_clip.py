@@ -18,8 +18,8 @@ from uniflow.data.images.transforms import resize_short_side
 from uniflow.data.video.files import Frame, VideoReadError
 from uniflow.data.video.reading import read_frames, video_info
 from uniflow.data.video.writing import VideoWriter
-from uniflow.decoders.temporal import Memory
 from uniflow.evaluation.clips import Noise
+from uniflow.layers.over_time import Memory
 from uniflow.metrics.video import ClipScores
 from uniflow.tokenizer import Tokenizer
 
@@ -73,10 +73,10 @@ def reconstruct_clip(
         Progress(console=Console(file=sys.stderr), transient=True) as progress,
     ):
         bar = progress.add_task(path.name, total=total)
-        for times, images in _pieces(stream, side):
-            latents = model.encode(images.to(start_noise.device))
-            with model.decoder.over_time(len(latents), memory):
-                decoded = model.decode(latents, noise=start_noise(latents), **options).float()
+        for times, images in _pieces(stream, side, model.frames_per_latent):
+            with model.over_time(len(images), memory):
+                latents = model.encode(images.to(start_noise.device))
+                decoded = model.decode(latents, noise=start_noise(latents, len(images)), **options).float()
             originals = to_unit_range(images.to(decoded.device))
             decoded = decoded[..., : images.shape[-2], : images.shape[-1]]
             scores.update(decoded, originals)
@@ -98,13 +98,13 @@ class _StartNoise:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._first: Tensor | None = None
 
-    def __call__(self, latents: Tensor) -> Tensor | None:
-        """The noise (T, 3, H, W) of the next frames, whose latents are (T, C, h, w)."""
+    def __call__(self, latents: Tensor, frames: int) -> Tensor | None:
+        """The noise (T, 3, H, W) of the next T = `frames` frames, whose latents are (n, C, h, w)."""
         if self.noise == "shared":
             if self._first is None:
                 self._first = self.decoder.draw_noise(latents[:1], self._generator)
-            return None if self._first is None else self._first.expand(len(latents), -1, -1, -1)
-        drawn = [self.decoder.draw_noise(frame[None], self._generator) for frame in latents]
+            return None if self._first is None else self._first.expand(frames, -1, -1, -1)
+        drawn = [self.decoder.draw_noise(latents[:1], self._generator) for _ in range(frames)]
         return None if drawn[0] is None else torch.cat([noise for noise in drawn if noise is not None])
 
 
@@ -127,15 +127,17 @@ class _Tolerant:
             self.fault = error
 
 
-def _pieces(frames: _Tolerant, side: int) -> Iterator[tuple[list[float], Tensor]]:
-    """A few frames at a time: their times, and the images (T, 3, H, W), resized."""
+def _pieces(frames: _Tolerant, side: int, group: int) -> Iterator[tuple[list[float], Tensor]]:
+    """A few frames at a time, 1 + k `group`, then k `group`: their times, and the images (T, 3, H, W), resized."""
     times: list[float] = []
+    alone = 1  # the clip's first frame
     images: list[Tensor] = []
     for frame in frames:
         times.append(frame.time)
         images.append(resize_short_side(frame.image, side, "a frame") if side else frame.image)
-        if len(images) >= max(1, min(MOST, PIXELS // images[0][0].numel())):
+        most = min(MOST, PIXELS // images[0][0].numel())
+        if len(images) >= alone + max(1 - alone, (most - alone) // group) * group:
             yield times, torch.stack(images)
-            times, images = [], []
+            times, images, alone = [], [], 0
     if images:
         yield times, torch.stack(images)

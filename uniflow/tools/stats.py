@@ -126,7 +126,8 @@ class LatentMeasurement(LightningModule):
         return FirstImages(batches, rank_share(self._max_images, self.global_rank, self.trainer.world_size))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._moments.update(self.tokenizer.encode(batch["image"]))
+        with self.tokenizer.over_time(batch.get("frames", 1)):
+            self._moments.update(self.tokenizer.encode(batch["image"]))
 
     def on_validation_epoch_end(self) -> None:
         moments = self._moments.compute()
