@@ -25,4 +25,7 @@ def test_it_compares_with_and_without_the_cache(
         "first batch of 20 shards, index.json",
     ]
     assert all(line["rounds"] == 2 and line["ratio"] > 0 and len(line["wall"]) == 2 for line in lines)
-    assert not list(tmp_path.iterdir())
+    made = sorted(tmp_path.rglob("*"))
+    assert len(made) == 1 + 1 + 120 + 1 + 24  # with three folders
+    assert first_batch.main(options) == 0
+    assert sorted(tmp_path.rglob("*")) == made
