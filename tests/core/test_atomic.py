@@ -12,7 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from uniflow.cli.checkpoint import AtomicCheckpointIO
 from uniflow.core import atomic
-from uniflow.core.atomic import aside, beside, existing, put_in_place, recover, replacing
+from uniflow.core.atomic import aside, beside, existing, put_in_place, recover, replacing, replacing_shared
 from uniflow.data.skipped import SkipLog
 
 
@@ -26,8 +26,8 @@ def make(path: Path, text: str, folder: bool) -> None:
     (path / "piece" if folder else path).write_text(text)
 
 
-def write_half(path: Path, folder: bool) -> None:
-    with replacing(path) as part:
+def write_half(path: Path, folder: bool, write: Any = replacing) -> None:
+    with write(path) as part:
         make(part, "half", folder)
         raise Killed
 
@@ -118,3 +118,17 @@ def test_a_line_that_a_kill_cut_off_is_removed(tmp_path: Path) -> None:
         file.write("train\tb.p")
     SkipLog(tmp_path / "skipped_images.log").add("train", "b.png", "empty")
     assert (tmp_path / "skipped_images.log").read_text() == "train\tä.png\tempty\ntrain\tb.png\tempty\n"
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache.npz"
+    with replacing_shared(path) as first:
+        first.write_text("first")
+        with replacing_shared(path) as second:
+            second.write_text("second")
+        assert content(path) == "second"
+    assert content(path) == "first"
+    with pytest.raises(Killed):
+        write_half(path, False, replacing_shared)
+    assert content(path) == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["cache.npz"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,22 @@ def replacing(path: Path) -> Iterator[Path]:
             raise NoSpaceError(path) from error
         raise
     put_in_place(path)
+
+
+@contextmanager
+def replacing_shared(path: Path) -> Iterator[Path]:
+    """As `replacing`, for a file that several processes may write at once: the last one's stays.
+
+    For what can be made again: it is not forced to the disk, so a power cut may leave a damaged file.
+    """
+    number, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    os.close(number)
+    try:
+        yield Path(name)
+        os.replace(name, path)
+    except BaseException:
+        _remove(Path(name))
+        raise
 
 
 def beside(path: Path) -> Path:

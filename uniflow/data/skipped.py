@@ -17,14 +17,18 @@ class SkipLog:
     """Writes lines "SPLIT <tab> NAME <tab> REASON" to a file that several processes append to.
 
     Without a file (a data module without a trainer) the lines go to Python's logging.
+
+    Attributes:
+        calls: how often this process has called `add`, also for names that were logged before.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        self.path, self.calls = path, 0
         self._known: set[tuple[str, str]] = set()
 
     def add(self, split: str, name: str, reason: str) -> None:
         """Log that `name` of `split` was skipped; a name that is already logged is not written again."""
+        self.calls += 1
         name, reason = printable(name), printable(reason)
         if (split, name) in self._known:
             return

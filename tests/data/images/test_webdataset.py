@@ -21,7 +21,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from uniflow.data.images.shard_lists import shard_counts, shard_urls
+from uniflow.data.images.shard_counts import shard_counts
+from uniflow.data.images.shard_lists import shard_urls
 from uniflow.data.images.shards import ShardReader
 from uniflow.data.images.webdataset import WebDataset
 from uniflow.data.skipped import SkipLog

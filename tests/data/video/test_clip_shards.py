@@ -223,4 +223,4 @@ def test_without_pyav_one_line_says_what_to_install(shards: Path, monkeypatch: p
 def test_a_folder_takes_gifs_as_images(tmp_path: Path, files: dict[str, bytes]) -> None:
     write_folder(tmp_path / "frames", stairs(5))
     (tmp_path / "a.gif").write_bytes(files["gif"])
-    assert ClipFolder(str(tmp_path)).walk(tmp_path).keys() == {"frames"}
+    assert ClipFolder(str(tmp_path)).walk(tmp_path).names.strings() == ["frames"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +15,9 @@ from uniflow.data.images.buckets import read_sizes
 from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.crops import CroppedImages
 from uniflow.data.images.listing import list_images as list_images  # other modules import it from here
-from uniflow.data.images.listing import walk_images
+from uniflow.data.images.listing_cache import list_files
+from uniflow.data.images.names import Listing, Names
+from uniflow.data.images.names import name_to_unit as name_to_unit
 from uniflow.data.images.reading import EXTENSIONS, ImageReadError, read_image
 from uniflow.data.sampler import sample_generator
 
@@ -54,6 +55,7 @@ class ImageFolder(CroppedImages):
         labels: bool | None = None,
         caption: str | None = None,
         bucket_by: Literal["random", "aspect"] = "random",
+        cache_listing: bool = True,
         **settings: Any,
     ) -> None:
         """
@@ -71,6 +73,8 @@ class ImageFolder(CroppedImages):
                 not UTF-8, is skipped and named in the log of skipped images.
             bucket_by: "random" draws one of `buckets` for each batch; "aspect" assigns each image to the buckets whose
                 aspect ratio is nearest to its own, for which the files' headers are read when training begins.
+            cache_listing: keep the names of a folder with many files in the user's cache folder, and take them from
+                there as long as the times of all its folders are what they were; False: read the folder each time.
             settings: the arguments of `CroppedImages` and `ImageDataModule`.
 
         Raises:
@@ -89,7 +93,8 @@ class ImageFolder(CroppedImages):
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.labels, self.bucket_by = labels, bucket_by
         self.caption = None if caption is None else CaptionSource.parse(caption, type(self).__name__)
-        self._files: dict[str, tuple[Path, list[str]]] | None = None
+        self.cache_listing = cache_listing
+        self._listings: dict[str, tuple[Path, Listing]] | None = None
         self._aspects: np.ndarray | None = None
 
     def make_dataset(self, split: str) -> ImageFiles:
@@ -102,20 +107,25 @@ class ImageFolder(CroppedImages):
     def _images(self, split: str, training: bool) -> ImageFiles:
         return ImageFiles(self, split, *self.split_members(split), training)
 
-    def split_members(self, split: str) -> tuple[Path, list[str], list[str] | None]:
-        """Folder, relative names and classes of a split's files; None without classes.
+    def split_members(self, split: str) -> tuple[Path, Names, np.ndarray | None]:
+        """Folder, relative names and class numbers of a split's files; None without classes.
 
         Raises:
             ValueError: if there are none, or one has a class that the training files do not have.
         """
-        folder, names = self.split_files()[split]
-        if not names:
+        folder, files = self.split_listings()[split]
+        if not len(files):
             raise ValueError(self._empty(split, folder))
-        classes = [_class(name) for name in names] if self.class_names is not None else None
-        unknown = sorted(set(classes or []) - set(self.class_names or []))
-        if unknown:
-            raise ValueError(f"{folder} has the class {unknown[0]!r}, which the training {self.noun}s do not have")
-        return folder, names, classes
+        if self.class_names is None:
+            return folder, files.names, None
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        targets = np.array([numbers.get(_class(holder), -1) for holder in files.folders])[files.holders]
+        for i in np.flatnonzero(np.array([holder == "" for holder in files.folders])[files.holders]):
+            targets[i] = numbers.get(_class(os.fsdecode(files.names[i])), -1)
+        if (unknown := np.flatnonzero(targets < 0)).size:
+            name = min(_class(name) for name in files.names.take(unknown).strings())
+            raise ValueError(f"{folder} has the class {name!r}, which the training {self.noun}s do not have")
+        return folder, files.names, targets
 
     def epoch_batches(self) -> int:
         """Batches of a whole epoch, for each process."""
@@ -147,39 +157,48 @@ class ImageFolder(CroppedImages):
     def _exact_only(self) -> tuple[str, ...]:
         return (*super()._exact_only(), "buckets")
 
-    def walk(self, folder: Path) -> dict[str, int]:
-        """The relative names of what `folder` holds, each with a number that identifies its file."""
-        return walk_images(folder)
+    def walk(self, folder: Path) -> Listing:
+        """What `folder` holds."""
+        return list_files(folder, self.extensions, self.cache_listing)
 
     def split_files(self) -> dict[str, tuple[Path, list[str]]]:
         """Folder and sorted relative names of the files of each split; sets `class_names`."""
-        if self._files is not None:
-            return self._files
+        return {split: (folder, files.names.strings()) for split, (folder, files) in self.split_listings().items()}
+
+    def split_listings(self) -> dict[str, tuple[Path, Listing]]:
+        """Folder and files of each split; sets `class_names`."""
+        if self._listings is not None:
+            return self._listings
         if not self.root.is_dir():
             raise ValueError(f"{type(self).__name__}: {self.root} is not a folder; give a folder of {self.noun}s")
-        train = self.root / "train" if (self.root / "train").is_dir() else self.root
         folders = self._folders()
-        splits: dict[str, tuple[Path, list[str]]] = {}
-        taken: set[int] = set()  # by the file itself, not its name: names can be spelled in many ways
+        splits = self._read_folders(folders)
+        train, files = splits.pop("train")
+        self.class_names = self._classes(files)
+        fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
+        is_test = files.places < fractions["test"]
+        is_val = ~is_test & (files.places < fractions["test"] + fractions["val"])
+        for split, members in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
+            if split not in splits:
+                splits[split] = train, files.take(np.flatnonzero(members))
+        self._listings = splits
+        return splits
+
+    def _read_folders(self, folders: dict[str, Path]) -> dict[str, tuple[Path, Listing]]:
+        """The folder and files of `folders` and of "train", each file in the first that has it."""
+        train = self.root / "train" if (self.root / "train").is_dir() else self.root
+        splits: dict[str, tuple[Path, Listing]] = {}
+        earlier: list[Listing] = []
         for split, folder in (*folders.items(), ("train", train)):
-            images = self.walk(folder)
-            splits[split] = folder, [name for name in sorted(images) if images[name] not in taken]
-            if images and not splits[split][1]:
+            found = self.walk(folder)
+            splits[split] = folder, found.without(earlier)
+            if len(found) and not len(splits[split][1]):
                 others = " or ".join(str(other) for other in folders.values() if other != folder)
                 raise ValueError(
                     f"{type(self).__name__}: every {self.noun} of {folder} ({split}) is held out, "
                     f"because it is in {others}"
                 )
-            taken.update(images.values())
-        _, names = splits.pop("train")
-        self.class_names = self._classes(names)
-        fractions = {s: 0.0 if s in folders else fraction for s, fraction in self.fractions.items()}
-        positions = np.array([name_to_unit(name) for name in names])
-        is_test = positions < fractions["test"]
-        is_val = ~is_test & (positions < fractions["test"] + fractions["val"])
-        for split, members in (("train", ~is_test & ~is_val), ("val", is_val), ("test", is_test)):
-            splits.setdefault(split, (train, [names[i] for i in np.flatnonzero(members)]))
-        self._files = splits
+            earlier.append(found)
         return splits
 
     def _folders(self) -> dict[str, Path]:
@@ -196,18 +215,18 @@ class ImageFolder(CroppedImages):
             raise ValueError(f"{type(self).__name__}: {folders['val']} cannot be both the validation and the test set")
         return folders
 
-    def _classes(self, names: list[str]) -> list[str] | None:
-        parts = [name.split("/") for name in names]
-        classes = sorted({printable(p[0]) for p in parts if len(p) > 1})
-        if self.labels and any(len(p) == 1 for p in parts):
+    def _classes(self, files: Listing) -> list[str] | None:
+        holders = files.used_folders()
+        classes = sorted({_class(holder) for holder in holders if holder})
+        if self.labels and "" in holders:
             raise ValueError(
                 f"{type(self).__name__}: labels is true, but {self.root} has {self.noun}s outside of subfolders"
             )
-        looks_like_classes = len(classes) > 1 and all(len(p) == 2 for p in parts)
+        looks_like_classes = len(classes) > 1 and all(holder.count("/") == 1 for holder in holders)
         return classes if (looks_like_classes if self.labels is None else self.labels) else None
 
     def _empty(self, split: str, folder: Path) -> str:
-        has_images = any(names for _, names in self.split_files().values())
+        has_images = any(len(files) for _, files in self.split_listings().values())
         if has_images and split in self.fractions and split not in self._folders():
             return (
                 f"{type(self).__name__}: no {self.noun} of {folder} falls into the {split} split; "
@@ -227,15 +246,12 @@ class ImageFiles(Dataset):
         module: ImageFolder,
         split: str,
         folder: Path,
-        names: list[str],
-        classes: list[str] | None,
+        names: Names,
+        targets: np.ndarray | None,
         training: bool,
     ) -> None:
         self.folder, self.split, self.training = folder, split, training
-        # An array of bytes, because a list of a million strings is copied into every worker page by page.
-        self.names = np.array([os.fsencode(name) for name in names])
-        numbers = {name: i for i, name in enumerate(module.class_names or [])}
-        self.targets = np.array([numbers[c] for c in classes]) if classes is not None else None
+        self.names, self.targets = names, targets
         self.seed, self.skip_log, self.caption = module.seed, module.skip_log, module.caption
         self.train_crop, self.eval_crop, self.max_pixels = module.train_crop, module.eval_crop, module.max_pixels
 
@@ -265,11 +281,6 @@ class ImageFiles(Dataset):
             return self.eval_crop(read_image(path, name, max_pixels=self.max_pixels))
         generator, size = sample_generator(self.seed, index), getattr(index, "size", None)
         return self.train_crop.read(path, name, generator, size, self.max_pixels)
-
-
-def name_to_unit(name: str) -> float:
-    """A number in [0, 1) that depends only on `name`; the fractions of the splits are ranges of it."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:6], "big") / 2**48
 
 
 def _class(name: str) -> str:

@@ -6,6 +6,7 @@ import glob
 import math
 import os
 import re
+import stat
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,6 @@ from webdataset.shardlists import expand_urls
 from uniflow.core.errors import one_line
 from uniflow.core.json_files import read_json_object
 from uniflow.data.images.archives import is_local, local_path
-from uniflow.data.images.shards import ShardReader
 
 INDEX = "index.json"
 MAX_SHARDS = 99_999  # of one pattern with braces
@@ -41,9 +41,10 @@ def shard_urls(source: str | list[str], split: str, allow_missing: bool = False)
         for url in _expanded(str(pattern)):
             url = os.path.expanduser(url) if is_local(url) else url
             if is_local(url) and glob.has_magic(url) and not os.path.exists(local_path(url)):
-                urls += sorted(glob.glob(local_path(url))) or [url]
+                found = sorted(glob.glob(local_path(url)))
+                urls += found or [url]
                 if not allow_missing:
-                    _require_indexed(url, split)
+                    _require_indexed(url, split, set(found))
             else:
                 urls.append(url)
     missing = [url for url in urls if is_local(url) and not os.path.exists(local_path(url))]
@@ -60,7 +61,8 @@ def separate(urls: dict[str, list[str]]) -> dict[str, list[str]]:
     Raises:
         ValueError: if no training shard is left.
     """
-    files = {split: [_identity(url) for url in urls[split]] for split in urls}
+    resolved: dict[str, str] = {}
+    files = {split: [_identity(url, resolved) for url in urls[split]] for split in urls}
     if shared := set(files["val"]) & set(files["test"]):
         rank_zero_warn(f"WebDataset: {len(shared)} shards are both validation and test shards, such as {min(shared)}")
     held_out = {*files["val"], *files["test"]}
@@ -101,43 +103,27 @@ def _index(path: Path, changed: int) -> dict[str, Any]:
     return index
 
 
-def index_count(url: str) -> int | None:
-    """Number of samples in a shard that its index says; None without an index."""
-    return read_index(url).get("shards", {}).get(os.path.basename(local_path(url)))
+def index_counts(urls: list[str]) -> list[int | None]:
+    """Number of samples in each shard that the index beside it says; None without an index."""
+    folders: dict[str, dict[str, int]] = {}  # an index is looked for once, not once for each shard
+
+    def count(url: str) -> int | None:
+        folder, name = os.path.split(local_path(url))
+        if folder not in folders:
+            folders[folder] = read_index(url).get("shards", {})
+        return folders[folder].get(name)
+
+    return [count(url) if is_local(url) else None for url in urls]
 
 
-def shard_counts(urls: list[str], reader: ShardReader, trust_index: bool = True) -> list[int] | None:
-    """Number of samples in each shard, from the index or from the members of a local tar file.
-
-    Args:
-        urls: the shards.
-        reader: counts the samples of local shards that the index does not name.
-        trust_index: False: count all local shards, and read them whole, so that the numbers hold for broken ones.
-
-    Returns:
-        One number per shard, or None if any of them is unknown.
-
-    Raises:
-        DataError: as `ShardReader.raw`.
-    """
-    counts = []
-    for url in urls:
-        number = index_count(url) if trust_index else None
-        if number is None:
-            if not is_local(url):
-                return None
-            number = sum(1 for _ in reader.raw(url, contents=not trust_index))
-        counts.append(number)
-    return counts
-
-
-def _require_indexed(pattern: str, split: str) -> None:
-    """Refuse a pattern for which the index names shards that are not there."""
+def _require_indexed(pattern: str, split: str, found: set[str]) -> None:
+    """Refuse a pattern for which the index names shards that are not there; `found` are some that are."""
     folder, name = os.path.split(local_path(pattern))
     if glob.has_magic(folder):
         return
     shards = read_index(pattern).get("shards", {})
-    missing = [shard for shard in shards if fnmatch(shard, name) and not os.path.exists(os.path.join(folder, shard))]
+    paths = {shard: path for shard in shards if (path := os.path.join(folder, shard)) not in found}
+    missing = [shard for shard, path in paths.items() if fnmatch(shard, name) and not os.path.exists(path)]
     if missing:
         raise ValueError(
             f"WebDataset: the {split} shard {os.path.join(folder, missing[0])} does not exist ({len(missing)} that "
@@ -190,9 +176,19 @@ def _range_length(text: str, otherwise: int) -> int:
     return math.ceil((abs(last - first) + 1) / max(1, abs(step)))
 
 
-def _identity(url: str) -> str:
-    """A name of a shard that does not depend on how its path is spelled."""
+def _identity(url: str, resolved: dict[str, str]) -> str:
+    """A name of a shard that does not depend on how its path is spelled; `resolved` keeps the paths of folders."""
     if not is_local(url):
         return url
-    status = os.stat(local_path(url))
-    return f"{os.path.realpath(local_path(url))} ({status.st_dev}:{status.st_ino})"
+    path = local_path(url)
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        return f"{os.path.realpath(path)} ({_number(os.stat(path))})"
+    folder, name = os.path.split(path)
+    if folder not in resolved:  # once, because each part of its path is looked at
+        resolved[folder] = os.path.realpath(folder)
+    return f"{os.path.join(resolved[folder], name)} ({_number(status)})"
+
+
+def _number(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}"

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from uniflow.data.base import ResumableDataLoader
 from uniflow.data.images.captions import CAPTION, CaptionSource
 from uniflow.data.images.crops import CroppedImages
-from uniflow.data.images.shard_lists import INDEX, index_count, read_index, separate, shard_counts, shard_urls
+from uniflow.data.images.shard_counts import shard_counts
+from uniflow.data.images.shard_lists import INDEX, index_counts, read_index, separate, shard_urls
 from uniflow.data.images.shards import EvaluationShards, ShardReader, TrainShards
 
 
@@ -127,7 +128,7 @@ class WebDataset(CroppedImages):
         process: dict[str, int] = {"batch_size": self.batch_size, "rank": self.rank, "world_size": self.world_size}
         if not training:
             counts = shard_counts(urls, reader, trust_index=strict) if self.world_size > 1 else None
-            options: dict[str, Any] = {"counts": counts, "expected": [index_count(url) for url in urls], **process}
+            options: dict[str, Any] = {"counts": counts, "expected": index_counts(urls), **process}
             return EvaluationShards(reader, urls, self.collate, **options)
         if not self.resample and len(urls) < self.world_size:
             raise ValueError(

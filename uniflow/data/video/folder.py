@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from uniflow.data.images.folder import ImageFiles, ImageFolder
-from uniflow.data.images.listing import walk_images
+from uniflow.data.images.listing_cache import list_files
+from uniflow.data.images.names import Listing
+from uniflow.data.images.reading import EXTENSIONS as IMAGE_EXTENSIONS
 from uniflow.data.sampler import sample_generator
 from uniflow.data.video.cutting import ClipCut, collate_clips
 from uniflow.data.video.files import EXTENSIONS
@@ -85,15 +87,18 @@ class ClipFolder(ImageFolder):
     def crops(self) -> dict[str, Any]:
         return {**super().crops(), **self.cut.settings()}
 
-    def walk(self, folder: Path) -> dict[str, int]:
-        clips = walk_images(folder, EXTENSIONS)
-        if clips:
+    def walk(self, folder: Path) -> Listing:
+        files = list_files(folder, EXTENSIONS, self.cache_listing)
+        if len(files):
             import_backend(self.cut.backend)  # now, and not once for every file in the log
-        holders = Counter(name.rpartition("/")[0] or "." for name in walk_images(folder))
-        for name in (name for name, count in holders.items() if count > 1):
-            status = os.stat(folder / name)
-            clips[name] = status.st_dev << 64 | status.st_ino
-        return clips
+        images = list_files(folder, IMAGE_EXTENSIONS, self.cache_listing)
+        clips = files.as_dict()
+        for holder, count in zip(images.folders, np.bincount(images.holders), strict=True):
+            if count > 1:
+                name = holder.rstrip("/") or "."
+                status = os.stat(folder / name)
+                clips[name] = status.st_dev << 64 | status.st_ino
+        return Listing.of(clips)
 
     def make_dataset(self, split: str) -> ClipFiles:
         return ClipFiles(self, split, *self.split_members(split), split == "train")
