@@ -120,7 +120,7 @@ class ImageFolder(CroppedImages):
             return folder, files.names, None
         numbers = {name: number for number, name in enumerate(self.class_names)}
         targets = np.array([numbers.get(_class(holder), -1) for holder in files.folders])[files.holders]
-        for i in np.flatnonzero(np.array([holder == "" for holder in files.folders])[files.holders]):
+        for i in np.flatnonzero(np.array([holder == "" for holder in files.folders])[files.holders]).tolist():
             targets[i] = numbers.get(_class(os.fsdecode(files.names[i])), -1)
         if (unknown := np.flatnonzero(targets < 0)).size:
             name = min(_class(name) for name in files.names.take(unknown).strings())

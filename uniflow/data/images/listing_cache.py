@@ -105,7 +105,8 @@ def _restored(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Lis
         return None
     if len(holders) and not 0 <= holders.min() <= holders.max() < len(folders):
         return None
-    return Listing(Names(arrays["text"].tobytes(), bounds), *(arrays[name] for name in _COLUMNS), folders)
+    columns = {name: arrays[name] for name in _COLUMNS}
+    return Listing(Names(arrays["text"].tobytes(), bounds), folders=folders, **columns)
 
 
 def _written(path: Path | None) -> int | None:

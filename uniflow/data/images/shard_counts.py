@@ -34,7 +34,7 @@ def shard_counts(urls: list[str], reader: ShardReader, trust_index: bool = True)
     Raises:
         DataError: as `ShardReader.raw`.
     """
-    counts = index_counts(urls) if trust_index else [None] * len(urls)
+    counts: list[int | None] = index_counts(urls) if trust_index else [None] * len(urls)
     by_folder: dict[str, list[int]] = {}
     for number, url in enumerate(urls):
         if counts[number] is None:
