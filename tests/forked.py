@@ -8,7 +8,7 @@ import sys
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from uniflow.cli import main
+from cli_fixtures import exit_code
 
 SCRIPT = Path(sys.executable).parent / "uniflow"
 
@@ -29,4 +29,4 @@ def _run(words: tuple[str, ...], log: str | Path) -> None:
     # Lightning starts further processes by this process's command line.
     sys.argv = [str(SCRIPT), *words]
     sys.modules["__main__"].__spec__ = None
-    sys.exit(main(words))
+    sys.exit(exit_code(*words))

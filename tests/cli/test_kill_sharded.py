@@ -24,12 +24,14 @@ END = ["--trainer.max_steps", "1000", "--trainer.callbacks", "my_pkg.StopAt", "-
 @needs_sharding
 def test_kill_and_resume_sharded(project: Path, uniflow: Callable[..., Any]) -> None:
     run = Path("runs/killed")
-    process = start("fit", *SHARDED, "--trainer.devices", "2", "--trainer.max_steps", "1000", "--run", str(run))
+    process = start(
+        "fit", *SHARDED, "--trainer.devices", "2", "--trainer.max_steps", "1000", "--run", str(run), log="killed.log"
+    )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not is_sharded_checkpoint(run / "last.ckpt"):
-            assert process.is_alive(), "the run ended before its first checkpoint"
-            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            assert process.is_alive(), Path("killed.log").read_text()
+            assert time.monotonic() < deadline, "no checkpoint within four minutes"
             time.sleep(0.05)
     finally:
         assert process.pid is not None

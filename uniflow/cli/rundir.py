@@ -178,9 +178,7 @@ class RunFolder:
         self._saved = True
         with replacing(self.path / CONFIG) as new:
             # Not checked: it has been when it was parsed.
-            self.parser.save(
-                config, str(new), skip_unset=False, skip_validation=True, overwrite=True, multifile=False
-            )
+            self.parser.save(config, str(new), skip_unset=False, skip_validation=True, overwrite=True, multifile=False)
 
 
 class _TensorBoard(TensorBoardLogger):
