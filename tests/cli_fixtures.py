@@ -64,18 +64,42 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def uniflow(project: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     def call(*args: str) -> Result:
         capfd.readouterr()
-        for name in ("lightning.pytorch", "lightning.fabric"):  # they hold on to the stderr of the first import
-            for handler in logging.getLogger(name).handlers:
-                if type(handler) is logging.StreamHandler:
-                    handler.stream = sys.stderr
-        try:
-            code = main(list(args))
-        except SystemExit as exit_:  # argparse leaves this way after --help and --print_config
-            code = exit_.code if isinstance(exit_.code, int) else 1
+        code = exit_code(*args)
         out, err = capfd.readouterr()
         return Result(code, out, err)
 
     return call
+
+
+def exit_code(*args: str) -> int:
+    """`uniflow ARGS` in this process."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they hold on to the stderr of the first import
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.stream = sys.stderr
+    try:
+        return main(list(args))
+    except SystemExit as exit_:  # argparse leaves this way after --help and --print_config
+        return exit_.code if isinstance(exit_.code, int) else 1
+
+
+@pytest.fixture(scope="session")
+def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `uniflow fit -c recipe.yaml --run runs/a`, which is run once for all tests."""
+    folder = tmp_path_factory.mktemp("fitted")
+    shutil.copy(PROJECT / "recipe.yaml", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        assert exit_code("fit", "-c", "recipe.yaml", "--run", "runs/a") == 0
+    return folder / "runs" / "a"
+
+
+@pytest.fixture
+def fitted(project: Path, fitted_once: Path) -> Path:
+    """runs/a of the project, as `uniflow fit -c recipe.yaml --run runs/a` leaves it."""
+    shutil.copytree(fitted_once, "runs/a")
+    return Path("runs/a")
 
 
 class _Parsed(Exception):

@@ -1,9 +1,10 @@
 """One thread a process: two OpenMP threads beside a busy core run many times slower. And fixtures of all tests."""
 
 import _imp
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,15 +13,28 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # goes well the import lock stays taken: each thread that imports something waits for ever.
 sys.modules["bottleneck"] = None  # type: ignore[assignment]
 
+gc.disable()  # it takes a sixth of the time of the imports; `pytest_collection` has them all
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+# In its first backward pass autograd starts a thread for each device that it knows, and refuses to work in later forks
+# if there is one. Fake tensors tell it of a GPU that is not there, so the first pass comes before them.
+torch.ones((), requires_grad=True).backward()
 
-from cli_fixtures import fit_parser, project, resolve, uniflow  # noqa: E402, F401
+from cli_fixtures import fit_parser, fitted, fitted_once, project, resolve, uniflow  # noqa: E402, F401
 
 # What Lightning leaves in the environment of a process that has trained.
 LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "GLOBAL_RANK", "RANK")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # modules and tests stay: no later collection looks at them
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from forked import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-SCRIPT = Path(sys.executable).parent / "uniflow"
 OPTIONS = ["-c", "recipe.yaml", "--model.optimizer.lr", "1e-3", "--trainer.precision", "bf16-mixed"]
 OPTIONS += ["--data.train_length", "40", "--data.val_length", "8", "--trainer.val_check_interval", "1000000"]
 EVERY = 7  # steps between checkpoints: in the middle of an epoch of 10
@@ -28,22 +26,16 @@ def logged_losses(run: Path) -> dict[int, float]:
 def test_kill_and_resume(project: Path, uniflow: Callable[..., Any]) -> None:
     options = [*OPTIONS, "--checkpoint.every_n_train_steps", str(EVERY)]
     killed = Path("runs/killed")
-    process = subprocess.Popen(
-        [SCRIPT, "fit", *options, "--trainer.max_steps", "1000", "--run", str(killed)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start("fit", *options, "--trainer.max_steps", "1000", "--run", str(killed))
     try:
         deadline = time.monotonic() + 120
         while not (killed / "last.ckpt").exists():
-            assert process.poll() is None, "the run ended before its first checkpoint"
+            assert process.is_alive(), "the run ended before its first checkpoint"
             assert time.monotonic() < deadline, "no checkpoint within two minutes"
             time.sleep(0.05)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    import torch
-
+        process.kill()
+        process.join()
     at = torch.load(killed / "last.ckpt", weights_only=True)["global_step"]
     assert at % EVERY == 0
     # The schedule depends on the length of training, so the resumed run keeps it and stops by time alone.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import start
 from parallel import needs_sharding
-from test_kill import OPTIONS, SCRIPT, logged_losses
+from test_kill import OPTIONS, logged_losses
 
 from uniflow import Tokenizer
 from uniflow.sharding.checkpoint import INDEX_NAME, META_NAME, is_sharded_checkpoint, read_meta
@@ -24,21 +24,19 @@ END = ["--trainer.max_steps", "1000", "--trainer.callbacks", "my_pkg.StopAt", "-
 @needs_sharding
 def test_kill_and_resume_sharded(project: Path, uniflow: Callable[..., Any]) -> None:
     run = Path("runs/killed")
-    process = subprocess.Popen(
-        [SCRIPT, "fit", *SHARDED, "--trainer.devices", "2", "--trainer.max_steps", "1000", "--run", str(run)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    process = start(
+        "fit", *SHARDED, "--trainer.devices", "2", "--trainer.max_steps", "1000", "--run", str(run), log="killed.log"
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not is_sharded_checkpoint(run / "last.ckpt"):
-            assert process.poll() is None, "the run ended before its first checkpoint"
-            assert time.monotonic() < deadline, "no checkpoint within two minutes"
+            assert process.is_alive(), Path("killed.log").read_text()
+            assert time.monotonic() < deadline, "no checkpoint within four minutes"
             time.sleep(0.05)
     finally:
+        assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
     at = read_meta(run / "last.ckpt")["global_step"]
     assert at % 5 == 0
     result = uniflow("fit", *SHARDED, *END, str(at + 4), "--run", str(run), "--ckpt_path", "last")

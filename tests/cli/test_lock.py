@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import start
 
-SCRIPT = Path(sys.executable).parent / "uniflow"
 LOCKER = """
 import sys, time
 from pathlib import Path
@@ -48,17 +48,17 @@ def test_the_lock_goes_with_its_process(holder, uniflow, project, tmp_path):
 
 
 def test_of_two_that_start_together_one_runs(project):
-    command = [SCRIPT, "fit", "-c", "recipe.yaml", "--run", "runs/both", "--trainer.max_steps", "400"]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    words = ["fit", "-c", "recipe.yaml", "--run", "runs/both", "--trainer.max_steps", "400"]
+    logs = {start(*words, log=name): Path(name) for name in ("one", "other")}
     deadline = time.monotonic() + 120
-    while all(process.poll() is None for process in both):
+    while all(process.is_alive() for process in logs):
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    refused, running = sorted(both, key=lambda process: process.poll() is None)
-    assert refused.returncode == 2
-    assert f"is being written by process {running.pid} on" in refused.stderr.read()
+        time.sleep(0.05)
+    refused, running = sorted(logs, key=lambda process: process.is_alive())
+    assert refused.exitcode == 2
+    assert f"is being written by process {running.pid} on" in logs[refused].read_text()
     running.kill()
-    running.wait()
+    running.join()
 
 
 @pytest.mark.parametrize("option", [["--data.batch_size", "0"], ["--model.init_from", "no.ckpt"]])

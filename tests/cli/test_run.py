@@ -27,8 +27,8 @@ def names(folder: Path) -> set[str]:
     return {"events" if p.name.startswith("events.") else p.name for p in folder.iterdir()}
 
 
-def test_layout(uniflow: Uniflow, project: Path) -> None:
-    run = fit(uniflow)
+def test_layout(fitted_once: Path) -> None:
+    run, project = fitted_once, fitted_once.parents[1]
     assert {"config.yaml", "last.ckpt", "best.ckpt", "events", "tokenizer"} <= names(run)
     assert "hparams.yaml" not in names(run)
     assert not {"lightning_logs", "checkpoints", "config.yaml"} & names(project)
@@ -55,8 +55,8 @@ def test_fast_dev_run_leaves_nothing(uniflow: Uniflow, project: Path) -> None:
     assert not (project / "runs/a/config.yaml").exists()
 
 
-def test_evaluate_from_the_saved_config(uniflow: Uniflow) -> None:
-    run = fit(uniflow)
+def test_evaluate_from_the_saved_config(uniflow: Uniflow, fitted: Path) -> None:
+    run = fitted
     before = (run / "config.yaml").read_text()
     for command in ("validate", "test", "predict"):
         result = uniflow(command, "-c", f"{run}/config.yaml", "--ckpt_path", f"{run}/last.ckpt")
@@ -66,8 +66,8 @@ def test_evaluate_from_the_saved_config(uniflow: Uniflow) -> None:
     assert not Path("runs").joinpath("lightning_logs").exists()
 
 
-def test_no_overwriting_and_resuming(uniflow: Uniflow) -> None:
-    run = fit(uniflow)
+def test_no_overwriting_and_resuming(uniflow: Uniflow, fitted: Path) -> None:
+    run = fitted
     line = uniflow(*FIT).error
     assert "--ckpt_path runs/a/last.ckpt" in line
     assert "--run" in line
@@ -77,29 +77,27 @@ def test_no_overwriting_and_resuming(uniflow: Uniflow) -> None:
     assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
 
 
-def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow) -> None:
-    run = fit(uniflow)
+def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow, fitted: Path) -> None:
+    run = fitted
     options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.reconstruction_weight", "0.125")
     assert uniflow(*FIT, *options).code == 0
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["reconstruction_weight"] == 0.125
 
 
-def test_checkpoint_of_another_model(uniflow: Uniflow) -> None:
-    fit(uniflow)
+def test_checkpoint_of_another_model(uniflow: Uniflow, fitted: Path) -> None:
     line = uniflow(*FIT, "--ckpt_path", "last", "--model.decoder.width", "64").error
     assert "the checkpoint does not fit the model" in line
     assert "tokenizer.decoder" in line
 
 
-def test_config_round_trip(uniflow: Uniflow) -> None:
+def test_config_round_trip(uniflow: Uniflow, fitted: Path) -> None:
     printed = uniflow(*FIT, "--print_config")
     assert printed.code == 0
     Path("printed.yaml").write_text(printed.out)
     assert uniflow("fit", "-c", "printed.yaml", "--print_config").out == printed.out
-    run = fit(uniflow)
-    saved = yaml.safe_load((run / "config.yaml").read_text())
-    again = yaml.safe_load(uniflow("fit", "-c", f"{run}/config.yaml", "--print_config").out)
+    saved = yaml.safe_load((fitted / "config.yaml").read_text())
+    again = yaml.safe_load(uniflow("fit", "-c", f"{fitted}/config.yaml", "--print_config").out)
     assert again == saved
     assert saved["run"] == "runs/a"
     assert saved["model"]["init_args"]["decoder"]["init_args"]["width"] == 32

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -69,12 +68,12 @@ def test_every_pair_of_component_files(slot_parsers: dict[str, Parser], option: 
 
 @pytest.mark.parametrize(("option", "folder"), [(o, f) for f, o in SLOTS.items()], ids=list(SLOTS))
 def test_neighbours_in_the_whole_command(project: Path, resolve: Resolve, option: str, folder: str) -> None:
-    """The same with the parser of `uniflow fit`, for a few files of the folder."""
+    """The same with the parser of `uniflow fit`, for two files of the folder."""
     files = sorted((CONFIGS / folder).glob("*.yaml"))
     others = ["--model", "TokenizerTask", *required(option)]
     assert len(files) > 1
-    for a, b in pairwise([files[-1], files[0], files[len(files) // 2]]):
-        assert resolve(*others, option, str(a), option, str(b)) == resolve(*others, option, str(b)), (a.name, b.name)
+    a, b = files[-1], files[0]
+    assert resolve(*others, option, str(a), option, str(b)) == resolve(*others, option, str(b)), (a.name, b.name)
 
 
 def required(option: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import socket
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 def worker(rank: int, world_size: int, port: int, root: str) -> None:
     torch.set_num_threads(1)
-    # A spawned process would spawn its loaders' workers as well, each of which takes seconds to import torch.
-    multiprocessing.set_start_method("fork", force=True)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     shards = Path(root) / "shards"
     modules: dict[str, ImageDataModule] = {
@@ -71,7 +68,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (2, port, str(root)), nprocs=2)
+    # Forked: a process that is spawned takes seconds to import torch.
+    mp.start_processes(worker, (2, port, str(root)), nprocs=2, start_method="fork")
     return root, [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 

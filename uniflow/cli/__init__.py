@@ -6,10 +6,12 @@ Nothing here imports torch: `uniflow --help` and `uniflow --version` answer at o
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from uniflow.cli.early import RUN_OPTIONS, arguments_of, refuse_unknown_options
 from uniflow.cli.errors import UserError, who_stopped
@@ -144,22 +146,41 @@ def _dispatch(arguments: list[str]) -> int:
     command, rest = arguments[0], arguments[1:]
     if command in RUNS:
         refuse_unknown_options(RUN_OPTIONS, rest)
-        from uniflow.cli.app import run
+        with _imports():
+            from uniflow.cli.app import run
 
         return run(command, rest)
     if command in RECIPE_TOOLS:
-        from uniflow.cli.tools import load_function
+        with _imports():
+            from uniflow.cli.tools import load_function
 
-        return load_function(command, RECIPE_TOOLS[command][0])(rest)
+            tool = load_function(command, RECIPE_TOOLS[command][0])
+        return tool(rest)
     if command in TOOLS:
         refuse_unknown_options(arguments_of(TOOLS[command][0]), rest)
-        from uniflow.cli.tools import run_tool
+        with _imports():
+            from uniflow.cli.tools import load_function, run_tool
 
+            load_function(command, TOOLS[command][0])
         return run_tool(command, TOOLS[command][0], rest)
     known = [*RUNS, *RECIPE_TOOLS, *TOOLS]
     close = difflib.get_close_matches(command, known, n=1)
     guess = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"there is no command {command!r}; {guess}known: {', '.join(known)}")
+
+
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Import without Python's garbage collector: it takes a sixth of the time and finds nothing to free."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what has been imported stays: no later collection looks at it
+        gc.enable()
 
 
 def _help() -> str:

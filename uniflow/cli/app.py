@@ -10,6 +10,7 @@ from traceback import walk_tb
 from typing import Any
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -149,6 +150,15 @@ class UniflowCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Off: Lightning would let a checkpoint's hyperparameters override the command line."""
+
+    def _dump_config(self) -> None:
+        """As Lightning's, without checking once more what has just been parsed: a tenth of the time of a short fit."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(
+                self.config, format="yaml", skip_link_targets=False, skip_unset=False, skip_validation=True
+            )
+            config = yaml.load(text, yaml.CSafeLoader)
+            self.config_dump = config[self.config.subcommand] if "subcommand" in self.config else config
 
     def before_instantiate_classes(self) -> None:
         if torch.cuda.is_available():

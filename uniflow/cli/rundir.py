@@ -177,7 +177,8 @@ class RunFolder:
         self._old_config = old.read_bytes() if old.is_file() else None
         self._saved = True
         with replacing(self.path / CONFIG) as new:
-            self.parser.save(config, str(new), skip_unset=False, overwrite=True, multifile=False)
+            # Not checked: it has been when it was parsed.
+            self.parser.save(config, str(new), skip_unset=False, skip_validation=True, overwrite=True, multifile=False)
 
 
 class _TensorBoard(TensorBoardLogger):
