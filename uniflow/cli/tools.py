@@ -39,9 +39,9 @@ def run_tool(name: str, target: str, args: list[str]) -> int:
     positional = _add_positionals(parser, function)
     parser.add_function_arguments(function, skip=set(positional), fail_untyped=False)
     config = parser.parse_args(args)
-    values = parser.instantiate(config).as_dict()
-    leading = [item for key in positional for item in _values(values.pop(key), key, function)]
     with user_errors(), _torch_errors(name):
+        values = parser.instantiate(config).as_dict()
+        leading = [item for key in positional for item in _values(values.pop(key), key, function)]
         result = function(*leading, **values)
     return result if isinstance(result, int) and not isinstance(result, bool) else 0
 
