@@ -174,7 +174,7 @@ def test_broken_folders_give_one_clear_line(tmp_path):
 def test_a_part_is_rebuilt_from_its_config():
     part = tiny().bottleneck
     config = part_config(part)
-    reads = {"layers": "last", "fuse": "concat", "normalize": "layer", "shortcut": False}
+    reads = {"layers": "last", "fuse": "concat", "normalize": "layer", "shortcut": False, "temporal_merge": 1}
     arguments = {"channels": 8, "merge": 1, **reads}
     assert config == {"class_path": "uniflow.bottleneck.MLPBottleneck", "init_args": arguments}
     assert json.loads(json.dumps(config)) == config
