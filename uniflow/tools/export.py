@@ -216,6 +216,10 @@ class _SpecOnly(nn.Module):
         super().__init__()
         self.spec = spec
 
+    def to_frames(self, latents: Tensor) -> Tensor:
+        """As a bottleneck has it for images."""
+        return latents
+
 
 def _with_only(tokenizer: Tokenizer, *parts: str) -> Tokenizer:
     """A tokenizer that shares the parts of these names, and has nothing but the specs of the others."""
