@@ -58,7 +58,7 @@ class MAR(LatentGenerator):
         guidance_schedule: "linear": guidance grows from 1 with the share of latents that are there (the paper); or
             "constant".
         mlp_kernel: side of a depthwise convolution in the blocks' MLPs, an odd number (see `GatedMLP`); 0 is none. It
-            sees the learned vector in place of missing latents.
+            sees the learned vector where latents are missing.
 
     Raises:
         ValueError: if the heads do not divide the width, or the kernel is even.

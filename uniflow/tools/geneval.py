@@ -29,7 +29,7 @@ def geneval(
 ) -> None:
     """Score the images of `uniflow sample --prompts evaluation_metadata.jsonl` by GenEval's rules.
 
-    Look first at what the detector itself is worth: a folder of known pictures in the same form is scored likewise.
+    Look first at what the detector itself is worth: a folder of known pictures in the same form is scored too.
 
     Args:
         images: a folder of folders, each with the line of its prompt in `metadata.jsonl` and images in `samples/`.

@@ -45,7 +45,7 @@ def judge(
     Args:
         generated: a folder of images, or a .npz file with `arr_0`, uint8 (N, H, W, 3), as `uniflow sample --npz` and
             the ADM evaluation suite write it.
-        reference: the real images: likewise.
+        reference: the real images, in either form.
         features: what to compare by, such as uniflow.metrics.InceptionFeatures; the embedded encoder by default.
         out: folder for `results.json`; none by default.
         size: side in pixels of a central crop of the images in folders; by default they are taken as they are.
