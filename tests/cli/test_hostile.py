@@ -274,7 +274,8 @@ def test_tools(uniflow: Uniflow, project: Path, case: str) -> None:
 
 def test_short_names_of_data_in_a_process_of_its_own(project: Path) -> None:
     """A tool imports less than `fit` does."""
-    command = [sys.executable, "-m", "uniflow.cli", "evaluate", "embedded", "--data", "Scenes", "--data.max_objects", "6"]
+    words = ["evaluate", "embedded", "--data", "Scenes", "--data.max_objects", "6"]
+    command = [sys.executable, "-m", "uniflow.cli", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "Scenes: max_objects must be 1 to 5, not 6" in done.stderr
