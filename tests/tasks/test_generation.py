@@ -179,8 +179,9 @@ def test_a_generator_goes_on_from_another_ones_weights(recipe, uniflow, project)
         weights = (Generator.from_pretrained(project / name / "generator") for name in ("run", f"on{number}"))
         first, second = (model.state_dict() for model in weights)
         assert all(torch.equal(value, second[name]) for name, value in first.items())
-    (project / "run/generator/config.json").write_text(json.dumps({"kind": "cake"}))
-    assert "init_from: run/generator" in uniflow(*on, "--run", "no", "--model.init_from", "run/generator").error
+    for kind in ("cake", ["generator"]):
+        (project / "run/generator/config.json").write_text(json.dumps({"kind": kind}))
+        assert "init_from: run/generator" in uniflow(*on, "--run", "no", "--model.init_from", "run/generator").error
     assert "do not fit" in uniflow(*on, "--run", "no", "--model.init_from", "embedded").error
 
 

@@ -157,7 +157,7 @@ class UniflowCLI(LightningCLI):
             text = self.parser.dump(
                 self.config, format="yaml", skip_link_targets=False, skip_unset=False, skip_validation=True
             )
-            config = yaml.load(text, yaml.CSafeLoader)
+            config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             self.config_dump = config[self.config.subcommand] if "subcommand" in self.config else config
 
     def before_instantiate_classes(self) -> None:

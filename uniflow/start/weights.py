@@ -60,7 +60,7 @@ def _lacking_identities(task: nn.Module, tensors: dict[str, Tensor]) -> set[str]
 def _of_folder(source: Path) -> dict[str, Tensor]:
     config, tensors = read_directory(source)
     kind = config.get("kind")
-    if kind not in _PREFIXES:
+    if not isinstance(kind, str | None) or kind not in _PREFIXES:
         raise ValueError(f"init_from: {source} holds neither a tokenizer nor a generator, but a {str(kind)[:40]}")
     return {_PREFIXES[kind] + name: tensor for name, tensor in tensors.items()}
 
