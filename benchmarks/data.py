@@ -46,6 +46,7 @@ COPIES = 2  # of each of the 64 pictures in the folder and in the shards
 SHORT = 16  # pictures a round of a measurement that has no loader: short rounds, so that what disturbs one disturbs all
 PIL_RGB = "PIL: np.array(Image.open(file).convert('RGB'))"
 BARE = "simplejpeg.decode_jpeg"
+FLOOR = "floor: simplejpeg.decode_jpeg, then the same crop of the pixels"  # no file, no header, no seed, no batch
 BICUBIC = v2.InterpolationMode.BICUBIC
 Call = Callable[[bytes, int], Any]
 
@@ -139,6 +140,7 @@ def folders(folder: Path, files: list[bytes], rounds: int) -> Iterator[dict[str,
     calls: dict[str, Callable[[], Any]] = {
         BARE: over(files, decode_bare, count),
         PIL_RGB: over(files, decode_by_pil, count),
+        FLOOR: over(files, decode_and_crop(RandomResizedCrop(SIZE)), count),
     }
     names = ("ImageFolder, no worker", "ImageFolder, no worker, buckets", "ImageFolder, 1 worker")
     for name in names:
@@ -149,6 +151,7 @@ def folders(folder: Path, files: list[bytes], rounds: int) -> Iterator[dict[str,
     for name in names:
         for label in (BARE, PIL_RGB):
             yield speed(name, times[name], times[label], label, count, target=0.55, wall="1" in name)
+        yield speed(name, times[name], times[FLOOR], FLOOR, count, wall="1" in name)
 
 
 def shards(folder: Path, files: list[bytes], rounds: int) -> Iterator[dict[str, Any]]:
@@ -200,6 +203,17 @@ def read_tar(path: str) -> None:
             file = tar.extractfile(member)
             assert file is not None
             file.read()
+
+
+def decode_and_crop(train_crop: RandomResizedCrop) -> Call:
+    """What no reader can leave out: the pixels, and a crop of them by torch's antialiased resize."""
+    generator = torch.Generator()
+
+    def call(data: bytes, number: int) -> None:
+        pixels = torch.from_numpy(reading.simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+        train_crop(pixels, generator)
+
+    return call
 
 
 def over(files: list[bytes], call: Call, pictures: int = SHORT) -> Callable[[], None]:

@@ -21,7 +21,8 @@ from uniflow.core.pixels import to_unit_range
 from uniflow.decoders import PatchFlowDecoder
 from uniflow.distill import Adaptive, FrozenTeacher
 from uniflow.encoders import DINOv2
-from uniflow.layers.blocks import compile_blocks, find_blocks
+from uniflow.features.state_cache import StateCache
+from uniflow.layers.blocks import Checkpointing, compile_blocks, find_blocks
 from uniflow.layers.cpu import fuse_attention
 from uniflow.tasks import TokenizerTask
 from uniflow.training import FusedAdamW
@@ -179,10 +180,24 @@ class Feed:
             raise self._error
 
 
-def make_task(sizes: Sizes, *, compiled: bool, fused: bool, rounded: bool = True) -> TokenizerTask:
-    """The tokenizer's task, built, as the measured step has it."""
+def make_task(
+    sizes: Sizes,
+    *,
+    compiled: bool,
+    fused: bool,
+    rounded: bool = True,
+    checkpointing: Checkpointing = False,
+    state_cache: Path | None = None,
+) -> TokenizerTask:
+    """The tokenizer's task, built, as the measured step has it; `state_cache`: where the teacher's states are kept."""
     torch.manual_seed(0)
-    task = TokenizerTask(encoder=sizes.encoder, decoder=sizes.decoder, optimizer=partial(FusedAdamW, lr=1e-4))
+    task = TokenizerTask(
+        encoder=sizes.encoder,
+        decoder=sizes.decoder,
+        optimizer=partial(FusedAdamW, lr=1e-4),
+        activation_checkpointing=checkpointing,
+        state_cache=None if state_cache is None else StateCache(str(state_cache)),
+    )
     task.configure_model()
     if compiled:
         for module in (task.tokenizer, task.teacher):

@@ -81,11 +81,14 @@ def test_the_straightforward_step_and_the_floor_train_the_same_networks():
     models.floor_step(sizes, dtype=torch.bfloat16, compiled=False, fused=False)()
 
 
-def test_step_prints_time_and_memory(capfd):
+def test_step_prints_time_and_memory(capfd, monkeypatch):
+    names = (step.WRITTEN, f"{step.WRITTEN}, selective checkpointing")
+    monkeypatch.setitem(step.VARIANTS, "bf16-mixed", {name: step.VARIANTS["bf16-mixed"][name] for name in names})
     assert step.main(["--tiny", "--rounds", "1"]) == 0
     found = lines(capfd)
     assert sorted(line["target"] for line in found.values() if line["target"]) == [0.45, 0.8, 1.1]
-    assert len(found) == 2 * len(step.VARIANTS) + 2  # time and memory of each, ours over the floor, the distances
+    # Time and memory of both, ours over the floor, the checkpointed one over ours, the distances.
+    assert len(found) == 2 * len(names) + 3
     assert all(line["ratio"] > 0 for line in found.values())
 
 

@@ -130,8 +130,11 @@ def test_summary_of_a_compiled_tokenizer(tokenizer):
     assert model_summary(tokenizer) == plain
 
 
-@pytest.mark.parametrize("option", ["activation_checkpointing", "compile_blocks"])
-def test_options_of_the_task(tmp_path, option, monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("activation_checkpointing", True), ("activation_checkpointing", "selective"), ("compile_blocks", True)],
+)
+def test_options_of_the_task(tmp_path, option, value, monkeypatch):
     def eager(forward, **options):
         assert options == {"fullgraph": True}
         calls.append(forward)
@@ -142,7 +145,7 @@ def test_options_of_the_task(tmp_path, option, monkeypatch):
     from uniflow.layers import blocks
 
     blocks._compiled.cache_clear()
-    plain, changed = tiny_task(), tiny_task(**{option: True})
+    plain, changed = tiny_task(), tiny_task(**{option: value})
     _, expected = fit(plain, tiny_scenes(), tmp_path, steps=2)
     _, losses = fit(changed, tiny_scenes(), tmp_path, steps=2)
     blocks._compiled.cache_clear()

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniflow.callbacks import EMA
 from uniflow.encoders import DINOv2
+from uniflow.layers.blocks import Checkpointing
 from uniflow.losses import Adversarial
 from uniflow.plan import FakeTask, Memory, memory_of, parts_of, training_hours
 from uniflow.tokenizer.summary import model_summary
@@ -44,10 +45,15 @@ def peak_of_a_fit(measure: Any, task: Any, precision: str, root: Path) -> int:
 
 @pytest.mark.parametrize(
     ("precision", "checkpointing"),
-    [("32-true", False), pytest.param("bf16-mixed", False, marks=pytest.mark.slow), ("32-true", True)],
+    [
+        ("32-true", False),
+        pytest.param("bf16-mixed", False, marks=pytest.mark.slow),
+        ("32-true", "selective"),
+        ("32-true", True),
+    ],
 )
 def test_peak_is_that_of_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, checkpointing: Checkpointing
 ) -> None:
     """Within 15 % of what the allocator gave out at most."""
     task = partial(tiny_task, activation_checkpointing=checkpointing)
@@ -61,7 +67,7 @@ def test_peak_is_that_of_training(
 
 def memory(
     mixed: bool = False,
-    checkpointing: bool = False,
+    checkpointing: Checkpointing = False,
     task: dict[str, Any] | None = None,
     batch: int = 16,
     **options: Any,
@@ -80,7 +86,9 @@ def test_memory_follows_the_settings() -> None:
     assert plain.total < plain.parameters + plain.gradients + plain.optimizer + plain.average + plain.teacher + (
         plain.activations
     )
-    assert memory(checkpointing=True)["ddp"].activations < 0.6 * plain.activations
+    some, full = (memory(checkpointing=mode)["ddp"].activations for mode in ("selective", True))
+    assert full < 0.6 * plain.activations
+    assert full < 0.9 * some < 0.8 * plain.activations
     assert memory(batch=32)["ddp"].activations == pytest.approx(2 * plain.activations, rel=0.05)
     on_cpu, on_cuda = (memory(mixed=True, device=device)["ddp"].activations for device in ("cpu", "cuda"))
     assert on_cuda < 0.9 * plain.activations
@@ -172,7 +180,9 @@ def test_command(uniflow: Callable[..., Any]) -> None:  # noqa: F811
     assert plan["parts"][0]["trained"] == pytest.approx(4.3e6, rel=0.01)
     assert (plan["batch_size"], plan["devices"], plan["size"]) == (2, 8, [28, 28])
     assert {(m["precision"], m["checkpointing"]) for m in plan["memory"]} == {
-        (precision, checkpointing) for precision in ("float32", "bf16-mixed") for checkpointing in (False, True)
+        (precision, checkpointing)
+        for precision in ("float32", "bf16-mixed")
+        for checkpointing in (False, "selective", True)
     }
     assert plan["images"] % 16 == 0
     assert {p.name for p in Path().iterdir()}.isdisjoint({"runs", "lightning_logs"})

@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 # How many versions of one class's block the compiler may keep: sizes, precisions, with and without gradients.
 COMPILED_VERSIONS = 64
+# Of activations: none, those that are cheap to compute again, or all within a block.
+Checkpointing = bool | Literal["selective"]
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
@@ -36,10 +38,17 @@ def _alike(members: list[nn.Module]) -> bool:
     return len({type(member) for member in members}) == 1 and any(True for _ in members[0].children())
 
 
-def checkpoint_blocks(blocks: list[nn.Module]) -> None:
-    """Let each block keep only its input, and recompute its activations in the backward pass (arXiv 1604.06174)."""
-    for block in blocks:
-        _replace_forward(block, _checkpointed)
+def checkpoint_blocks(blocks: list[nn.Module], mode: Checkpointing = True) -> None:
+    """Let each block compute its activations again in the backward pass (arXiv 1604.06174).
+
+    Args:
+        blocks: modules whose `forward` is called through the module.
+        mode: True: a block keeps only its input. "selective": it keeps the results of its linear layers and of fused
+            attention, too, and computes only what is cheap again: norms, activations, written-out attention
+            (arXiv 2205.05198). False: nothing is changed.
+    """
+    for block in blocks if mode else []:
+        _replace_forward(block, _CHECKPOINTED[mode])
 
 
 def compile_blocks(blocks: list[nn.Module], **options: Any) -> None:
@@ -83,6 +92,25 @@ def _checkpointed(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(self, *args, **kwargs)
     return checkpoint(forward, self, *args, use_reentrant=False, **kwargs)
+
+
+def _checkpointed_selectively(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = type(self).forward
+    if not torch.is_grad_enabled():
+        return forward(self, *args, **kwargs)
+    contexts = functools.partial(create_selective_checkpoint_contexts, _keep_products)
+    return checkpoint(forward, self, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+
+_CHECKPOINTED: dict[Any, Callable[..., Any]] = {True: _checkpointed, "selective": _checkpointed_selectively}
+
+
+def _keep_products(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    aten = torch.ops.aten
+    kept = operator in (aten.mm.default, aten.addmm.default, aten.convolution.default)
+    if kept or operator.name().startswith("aten::_scaled_dot_product"):
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 @functools.cache

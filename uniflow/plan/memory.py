@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uniflow.layers.blocks import Checkpointing
 from uniflow.plan.simulate import FakeTask
 
 
@@ -16,7 +17,7 @@ class Memory:
     Attributes:
         precision: "float32" or "bf16-mixed".
         strategy: "ddp", "fsdp2", or "fsdp2 gathering bfloat16" (`FSDP2.gather_dtype`).
-        checkpointing: whether each block keeps only its input.
+        checkpointing: False, "selective" or True, as `Task` has it.
         parameters: the trained task's weights, frozen ones and buffers included.
         gradients: of trained parameters.
         optimizer: its states.
@@ -31,7 +32,7 @@ class Memory:
 
     precision: str
     strategy: str
-    checkpointing: bool
+    checkpointing: Checkpointing
     parameters: int
     gradients: int
     optimizer: int
@@ -49,7 +50,7 @@ def memory_of(
     *,
     devices: int = 1,
     mixed: bool,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     average: bool = True,
     accumulate: bool = False,
     device: str = "cuda",
@@ -72,7 +73,7 @@ def memory_of(
         shape: of the batch of images in one process, (B, 3, H, W).
         devices: GPUs, N.
         mixed: see `FakeTask.step`, as for the others.
-        checkpointing: every block of encoder and decoder keeps only its input.
+        checkpointing: as in `FakeTask.step`.
         average: whether there is an EMA of the trained parameters.
         accumulate: whether gradients are accumulated over several batches.
         device: "cuda" or "cpu", whose autocast is followed.

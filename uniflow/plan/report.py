@@ -22,6 +22,7 @@ _COLUMNS = {
     "exchange": ("buckets", "gathered"),
     "total": ("total",),
 }
+_CHECKPOINTED = {False: "", "selective": ", some ckpt", True: ", ckpt"}
 _SHORT = {"fsdp2 gathering bfloat16": "fsdp2 bfloat16"}
 
 
@@ -36,7 +37,7 @@ class Plan:
         devices: GPUs.
         parts: the networks.
         training_gflop: of the forward and backward pass of one image.
-        memory: of one GPU, a row for each precision, strategy, and for activation checkpointing off and on.
+        memory: of one GPU, a row for each precision, strategy, and for activation checkpointing off, selective and on.
         images: images to train on, with repetitions; None if the recipe does not say how many an epoch has.
         hours: of the whole run; None if that is not known.
         assumed: `mfu` and `device_tflops`, by which the hours were computed.
@@ -77,7 +78,7 @@ def print_plan(plan: Plan) -> None:
     memory = _table(title, ("precision, strategy",), _COLUMNS)
     for row in plan.memory:
         sizes = (f"{sum(getattr(row, name) for name in names) / GIB:,.2f}" for names in _COLUMNS.values())
-        strategy = _SHORT.get(row.strategy, row.strategy) + (", ckpt" if row.checkpointing else "")
+        strategy = _SHORT.get(row.strategy, row.strategy) + _CHECKPOINTED[row.checkpointing]
         memory.add_row(f"{row.precision}, {strategy}", *sizes)
     console.print(memory)
     print(_hours(plan))

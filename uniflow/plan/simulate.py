@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_iter
 
 from uniflow.distill.teacher import ROUNDED
-from uniflow.layers.blocks import checkpoint_blocks, find_blocks, restore_blocks
+from uniflow.layers.blocks import Checkpointing, checkpoint_blocks, find_blocks, restore_blocks
 from uniflow.plan.live import LiveTensors
 from uniflow.tasks import Task
 
@@ -74,7 +74,7 @@ class FakeTask:
         shape: tuple[int, ...],
         *,
         mixed: bool,
-        checkpointing: bool,
+        checkpointing: Checkpointing,
         shards: int = 1,
         accumulate: bool = False,
         device: str = "cuda",
@@ -84,7 +84,7 @@ class FakeTask:
         Args:
             shape: of the batch of images in one process, (B, 3, H, W).
             mixed: autocast to bfloat16 (`bf16-mixed`), else float32.
-            checkpointing: every block of encoder and decoder keeps only its input, and is computed again.
+            checkpointing: of every trained block of encoder and decoder, as `checkpoint_blocks` has it.
             shards: processes that share parameters, gradients and states under FSDP2.
             accumulate: gradients are accumulated over several batches, so that they live through forward and backward.
             device: "cuda" or "cpu", whose autocast is followed.
@@ -225,15 +225,15 @@ def _cuda_casts(task: nn.Module, device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blocks(task: Task, checkpointing: bool) -> Iterator[None]:
-    """All blocks checkpointed, or none, whatever the task's own settings."""
+def _blocks(task: Task, checkpointing: Checkpointing) -> Iterator[None]:
+    """All trained blocks checkpointed in this way, whatever the task's own settings."""
     parts: Iterable[Any] = task.parts()
     for part in parts:
         if hasattr(part, "set_gradient_checkpointing"):
             part.set_gradient_checkpointing(False)
     restore_blocks(task)
-    if checkpointing:
-        checkpoint_blocks([block for block in _all_blocks(task) if any(p.requires_grad for p in block.parameters())])
+    trained = [block for block in _all_blocks(task) if any(p.requires_grad for p in block.parameters())]
+    checkpoint_blocks(trained, checkpointing)
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from uniflow.core.imports import class_path
 from uniflow.core.numbers import CheckedNumbers
 from uniflow.core.resuming import HINT
-from uniflow.layers.blocks import checkpoint_blocks, compile_blocks, find_blocks
+from uniflow.layers.blocks import Checkpointing, checkpoint_blocks, compile_blocks, find_blocks
 from uniflow.sharding.strategy import spread
 from uniflow.start.weights import load_initial
 from uniflow.training.optimizers import FusedAdamW, check_finite, parameter_groups
@@ -64,8 +64,9 @@ class Task(CheckedNumbers, LightningModule):
     Args:
         optimizer: parameter groups -> optimizer; its learning rate is the peak.
         lr_schedule: factor on the learning rate over training progress; None is 5 % warm-up, then cosine to 1 %.
-        activation_checkpointing: keep only the input of each trained block for the backward pass, and compute the rest
-            again: less memory, a third more computation.
+        activation_checkpointing: true: keep only the input of each trained block for the backward pass, and compute the
+            rest again: least memory, up to a third more computation. "selective": keep the results of linear layers and
+            of fused attention, too, and compute only what is cheap again.
         compile_blocks: compile each block with `torch.compile`; takes a while at the start.
         init_from: a checkpoint, the folder of a tokenizer, "embedded", or RUN/generator, whose weights the training
             starts from, without optimizer state and step count. They have to fit exactly; a checkpoint's averaged
@@ -79,7 +80,7 @@ class Task(CheckedNumbers, LightningModule):
         self,
         optimizer: OptimizerFactory = FusedAdamW,
         lr_schedule: Schedule | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
         compile_blocks: bool = False,
         init_from: str | None = None,
     ) -> None:
@@ -157,8 +158,8 @@ class Task(CheckedNumbers, LightningModule):
     def _prepare_blocks(self) -> None:
         for part in self.parts():
             blocks = find_blocks(part)
-            if self.activation_checkpointing:
-                checkpoint_blocks([block for block in blocks if any(p.requires_grad for p in block.parameters())])
+            trained = [block for block in blocks if any(p.requires_grad for p in block.parameters())]
+            checkpoint_blocks(trained, self.activation_checkpointing)
             if self.compile_blocks:
                 compile_blocks(blocks)
 

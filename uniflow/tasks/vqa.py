@@ -258,8 +258,8 @@ class VisualQuestionTask(FeatureTask):
 
     def _prepare_blocks(self) -> None:
         super()._prepare_blocks()
-        if self.activation_checkpointing and self.tune_lm != "full":  # it is in no part
-            checkpoint_blocks(find_blocks(self.answerer.lm))
+        if self.tune_lm != "full":  # it is in no part
+            checkpoint_blocks(find_blocks(self.answerer.lm), self.activation_checkpointing)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

@@ -165,7 +165,7 @@ def make_plan(
     memory = [
         row
         for mixed in precisions
-        for checkpointing in (False, True)
+        for checkpointing in (False, "selective", True)
         for row in memory_of(
             fake, (batch_size, 3, height, width), devices=devices, mixed=mixed, checkpointing=checkpointing,
             average=recipe.average, accumulate=accumulate > 1,
