@@ -25,7 +25,7 @@ from benchmarks.measure import arguments, emit, interleaved, measurement, one_qu
 from benchmarks.models import Sizes
 from benchmarks.reconstruction import shake
 from uniflow import Tokenizer
-from uniflow.layers.cpu import use_onednn
+from uniflow.layers.cpu import has_slow_bfloat16, use_onednn
 from uniflow.metrics import psnr
 from uniflow.tools.export import load_onnx, trace, write_onnx
 
@@ -51,7 +51,9 @@ def compare(name: str, tokenizer: Tokenizer, size: int, batches: Sequence[int], 
     """Print what each way of running a tokenizer takes, and how far its images are from those of the baseline."""
     with tempfile.TemporaryDirectory() as folder:
         ways = {BASELINE: eager(tokenizer), "float32, oneDNN": onednn(tokenizer)}
-        ways |= {"bfloat16, autocast": autocast(tokenizer), "ONNX Runtime": onnx(tokenizer, size, Path(folder))}
+        if not has_slow_bfloat16():
+            ways["bfloat16, autocast"] = autocast(tokenizer)
+        ways["ONNX Runtime"] = onnx(tokenizer, size, Path(folder))
         if (eight := int8(tokenizer)) is not None:
             ways["int8 weights"] = eight
         for batch in batches:

@@ -1,4 +1,4 @@
-"""The training step of a ViT-L/14 at 224 px with low-rank adapters against that of full tuning, in bf16, with EMA.
+"""The training step of a ViT-L/14 at 224 px with low-rank adapters against that of full tuning, with EMA.
 
 Time and peak memory of one step in the loop of Lightning, on one CPU thread, and how many parameters are trained.
 

@@ -23,11 +23,12 @@ from uniflow.distill import Adaptive, FrozenTeacher
 from uniflow.encoders import DINOv2
 from uniflow.features.state_cache import StateCache
 from uniflow.layers.blocks import Checkpointing, compile_blocks, find_blocks
-from uniflow.layers.cpu import fuse_attention
+from uniflow.layers.cpu import fuse_attention, has_slow_bfloat16
 from uniflow.tasks import TokenizerTask
 from uniflow.training import FusedAdamW
 
 SIZE, BATCH = 224, 4
+PRECISION = "32-true" if has_slow_bfloat16() else "bf16-mixed"  # of trainers
 ENCODER = partial(DINOv2, "s14", weights=None)
 # 7.1 M parameters, a third of the encoder's.
 DECODER = partial(
@@ -212,7 +213,7 @@ def make_task(
 
 
 def make_trainer(folder: Path, callbacks: Sequence[Callback] = (), **settings: Any) -> Trainer:
-    """A trainer on the CPU in bf16 that prints nothing; without `settings` it logs nothing and saves nothing."""
+    """A trainer on the CPU that prints nothing; without `settings` it logs nothing and saves nothing."""
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "limit_val_batches": 0}
     return Trainer(
         accelerator="cpu",
@@ -221,5 +222,5 @@ def make_trainer(folder: Path, callbacks: Sequence[Callback] = (), **settings: A
         callbacks=list(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        **({"precision": "bf16-mixed"} | quiet | settings),
+        **({"precision": PRECISION} | quiet | settings),
     )

@@ -1,6 +1,6 @@
 """What logging, EMA and the other callbacks of `uniflow fit` cost: the trainer with them against the trainer without.
 
-The step of benchmarks/step.py (DINOv2 ViT-S/14, 224 px, batch 4, bf16); TensorBoard, all callbacks that the command
+The step of benchmarks/step.py (DINOv2 ViT-S/14, 224 px, batch 4); TensorBoard, all callbacks that the command
 line sets, logging every 10 steps (Lightning's default is every 50). A round is one such cycle. Validation, where the
 teacher gap is measured, is a row of its own.
 

@@ -10,7 +10,6 @@ the markers of the notes is kept. The exit code is 1 if a script failed, which t
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOPICS = {
     "reconstruction": "Reconstruction at the released size",
     "inference": "Encoding and decoding",
+    "tiling": "Large pictures by tiles",
     "step": "Training step",
     "overhead": "Logging, EMA and the other callbacks",
     "data": "Reading data",
@@ -40,7 +40,7 @@ Ratios against a named baseline of the same run, on a CPU with one thread. A tim
 baseline run in turn, and a ratio is the median of the rounds' ratios; the brackets are the smallest and the largest of
 them. Of times and memory a ratio below 1 is less, of images/s one above 1 is more. A dash: no target was set.
 
-Written by `make benchmark`, which runs `python benchmarks/run.py`, on {date}: {machine}; torch {torch}.
+Written by `make benchmark` (`python benchmarks/run.py`). Each table says when it was measured, and on what machine.
 """
 
 
@@ -103,16 +103,10 @@ def parse(line: str) -> dict[str, Any] | None:
 
 def page(results: Sequence[Result], old: str) -> str:
     """The page with the results; the notes, and the sections of scripts that did not run, come from the old page."""
-    first: Mapping[str, Any] = next((line for result in results for line in result.lines), {})
-    head = HEAD.format(
-        date=datetime.date.today().isoformat(),
-        machine=first.get("machine", "machine not known"),
-        torch=first.get("torch", "version not known"),
-    )
     done = {result.script: section(result) for result in results}
     sections = [done.get(script) or _between(old, *_marks(script)) for script in TOPICS]
     notes = _between(old, *NOTES) or f"{NOTES[0]}\n{NOTES[1]}\n"
-    return "\n".join([head, *(text for text in sections if text), "## Notes\n", notes])
+    return "\n".join([HEAD, *(text for text in sections if text), "## Notes\n", notes])
 
 
 def section(result: Result) -> str:
@@ -126,7 +120,8 @@ def section(result: Result) -> str:
         text += [_cells(line) for line in result.lines]
         commands = dict.fromkeys(str(line.get("command")) for line in result.lines)
         dates = dict.fromkeys(str(line.get("date")) for line in result.lines)
-        text += ["", f"`{'`, `'.join(commands)}`, {', '.join(dates)}, {result.seconds:.0f} s."]
+        where = f"{result.lines[0].get('machine')}; torch {result.lines[0].get('torch')}"
+        text += ["", f"`{'`, `'.join(commands)}`, {', '.join(dates)}, {result.seconds:.0f} s. {where}."]
     return "\n".join([*text, end, ""])
 
 

@@ -2,6 +2,7 @@
 
 Every measurement has a process of its own; its peak is Linux's VmHWM above that of a small picture.
 
+    python benchmarks/tiling.py
     python benchmarks/tiling.py --decoder flow --size 2048 --tile 32
     python benchmarks/tiling.py --decoder flow --size 2048 --tile 32 --global_context
     python benchmarks/tiling.py --decoder conv --size 1024 --tile 16
@@ -16,14 +17,20 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.measure import emit, row
 from uniflow.core.specs import LatentSpec
 from uniflow.decoders import ConvDecoder, PatchFlowDecoder, PixelDecoder, ViTDecoder
 from uniflow.tokenizer.tiling import decode_tiled
 
 SPEC = LatentSpec(channels=16, patch_size=16)
+# Decoder, side of the picture in pixels, side of a tile in latents, global context.
+CASES = [("flow", 2048, 32, False), ("flow", 2048, 32, True), ("conv", 1024, 16, False)]
 
 
 def build(name: str) -> PixelDecoder:
@@ -71,37 +78,43 @@ def run(name: str, size: int, tile: int, global_context: bool, out: Path) -> flo
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def compare(name: str, size: int, tile: int, global_context: bool) -> dict[str, Any]:
+    """The row of one case."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, tiled = Path(folder, "whole.pt"), Path(folder, "tiled.pt")
+        at_once = run(name, size, 0, False, whole)
+        by_tiles = run(name, size, tile, global_context, tiled)
+        images = [torch.load(path, weights_only=True) for path in (whole, tiled)]
+    difference = (images[0] - images[1]).abs()
+    context = ", global context" if global_context else ""
+    return row(
+        f"peak memory of decoding, {name}, {size} px, tiles of {tile} latents{context}",
+        by_tiles,
+        "MiB above a small picture's",
+        "the whole picture at once",
+        by_tiles / at_once,
+        baseline_value=round(at_once),
+        largest_difference=float(f"{difference.max():.2g}"),
+        mean_difference=float(f"{difference.mean():.2g}"),
+        spread_of_the_picture=float(f"{images[0].std():.2g}"),
+    )
+
+
 def main() -> None:
-    """Measure both ways, and print a line."""
+    """Measure both ways, and print a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--decoder", choices=["flow", "vit", "conv"], default="flow")
+    parser.add_argument("--decoder", choices=["flow", "vit", "conv"], help="this case alone")
     parser.add_argument("--size", type=int, default=1024, help="side of the picture in pixels")
     parser.add_argument("--tile", type=int, default=16, help="side of a tile in latents of 16 pixels")
     parser.add_argument("--global_context", action="store_true", help="see `uniflow.tokenizer.tiling`")
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    one = (options.decoder, options.size, options.tile, options.global_context)
     if options.out is not None:
-        measure(options.decoder, options.size, options.tile, options.global_context, options.out)
+        measure(*one, options.out)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        whole, tiled = Path(folder, "whole.pt"), Path(folder, "tiled.pt")
-        at_once = run(options.decoder, options.size, 0, False, whole)
-        by_tiles = run(options.decoder, options.size, options.tile, options.global_context, tiled)
-        images = [torch.load(path, weights_only=True) for path in (whole, tiled)]
-    difference = (images[0] - images[1]).abs()
-    line = {
-        "decoder": options.decoder,
-        "size": options.size,
-        "tile": options.tile,
-        "global_context": options.global_context,
-        "at_once_mib": round(at_once),
-        "by_tiles_mib": round(by_tiles),
-        "ratio": round(by_tiles / at_once, 2),
-        "largest_difference": float(f"{difference.max():.2g}"),
-        "mean_difference": float(f"{difference.mean():.2g}"),
-        "spread_of_the_picture": float(f"{images[0].std():.2g}"),
-    }
-    print(json.dumps(line))
+    for case in [one] if options.decoder else CASES:
+        emit(compare(*case))
 
 
 if __name__ == "__main__":
