@@ -3,11 +3,13 @@
 import itertools
 import json
 
+import pytest
 from test_real import TINY, last_line, parts  # noqa: F401  # a fixture
 
 from benchmarks import time_to_quality
 
 
+@pytest.mark.slow
 def test_variants_are_run_once_and_compared(parts, capfd):  # noqa: F811
     given = ["--encoder", str(parts / "encoder.safetensors"), "--photographs", str(parts / "photographs")]
     given += ["--out", str(parts / "out"), "--steps", "10", *TINY, "--trainer.precision", "32-true"]

@@ -30,6 +30,7 @@ def check(found: dict[str, Any], rounds: int, terminations: int) -> None:
     assert not found["differing_exports"]
 
 
+@pytest.mark.slow  # test_kill.py and test_preemption.py have one of each
 def test_one_kill_and_one_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In forks of this process, which has everything imported."""
     monkeypatch.syspath_prepend(str(REPOSITORY))

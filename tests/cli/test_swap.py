@@ -94,7 +94,13 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("option", "a", "arguments", "b"), SHARED, ids=[row[0][2:] for row in SHARED])
+SLOW_SLOTS = ("--model.decoder", "--model.weighting", "--model.lr_schedule")  # as --model.encoder
+
+
+@pytest.mark.parametrize(
+    ("option", "a", "arguments", "b"),
+    [pytest.param(*r, id=r[0][2:], marks=[pytest.mark.slow] * (r[0] in SLOW_SLOTS)) for r in SHARED],
+)
 def test_shared_arguments_go(
     project: Path, resolve: Resolve, option: str, a: str, arguments: dict[str, Any], b: str
 ) -> None:

@@ -103,21 +103,34 @@ def test_encoders_on_imagenet(resolve: Resolve, encoder: str) -> None:
     assert config == plain
 
 
+def kind(file: Path) -> str:
+    """What a recipe trains: its task with its heads and generator, and its data."""
+    content = yaml.safe_load(file.read_text())
+    given = content["model"].get("init_args", {})
+    parts = [content["model"], content["data"], given.get("generator"), *(given.get("heads") or [])]
+    return str([part.get("class_path") if isinstance(part, dict) else part for part in parts])
+
+
+# Of each kind of recipe the first is tested, too: a test reads what the recipe trains, whatever trained it.
+TESTED = {kind(file): file for file in reversed(RECIPES)}.values()
+
+
 @pytest.fixture
 def train_and_test(
     project: Path, resolve: Resolve, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., None]:
-    """`uniflow fit` and `uniflow test` of these options at tiny size, without a network."""
+    """`uniflow fit` and, if `tested`, `uniflow test` of these options at tiny size, without a network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def call(*options: str) -> None:
+    def call(*options: str, tested: bool = True) -> None:
         config = resolve(*options)
         tiny = [*tiny_options(config), *tiny_source(config, project)]
         result = uniflow("fit", *options, *tiny, "--run", "runs/tiny")
         assert result.code == 0, result.err
-        result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
-        assert result.code == 0, result.err
-        assert (project / "runs/tiny/test_results.json").is_file()
+        if tested:
+            result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
+            assert result.code == 0, result.err
+            assert (project / "runs/tiny/test_results.json").is_file()
 
     return call
 
@@ -129,4 +142,4 @@ def test_data_component_trains_and_tests(train_and_test: Callable[..., None], fi
 
 @pytest.mark.parametrize("file", RECIPES, ids=name)
 def test_recipe_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
-    train_and_test("-c", str(file))
+    train_and_test("-c", str(file), tested=file in TESTED)

@@ -139,7 +139,12 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("changes", PARTS.values(), ids=PARTS)
+SLOW_PARTS = ("conv", "vit", "frozen encoder", "last block")  # whose ways others go, too
+
+
+@pytest.mark.parametrize(
+    "changes", [pytest.param(PARTS[n], id=n, marks=[pytest.mark.slow] * (n in SLOW_PARTS)) for n in PARTS]
+)
 def test_other_parts_train_as_in_one_process(tmp_path, changes):
     def train(processes):
         folder = tmp_path / str(processes)

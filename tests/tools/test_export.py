@@ -129,9 +129,12 @@ COMBINATIONS = {
     ),
     "internvit_vit": (partial(InternViT, "300m", image_size=56, **TINY), MLP, VIT),
 }
+FAST = ("scene_merge", "dinov2_learned_grid", "clip_zero_start")
 
 
-@pytest.mark.parametrize("parts", COMBINATIONS)
+@pytest.mark.parametrize(
+    "parts", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST)) for name in COMBINATIONS]
+)
 def test_every_part_takes_any_batch_and_size(parts):
     encoder, bottleneck, decoder = COMBINATIONS[parts]
     tokenizer = make(encoder, decoder, bottleneck)
