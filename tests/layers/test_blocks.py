@@ -68,10 +68,11 @@ def count_saved(tokenizer):
     return sum(saved.values())
 
 
-def test_checkpointing_keeps_less_and_changes_nothing(tokenizer):
+@pytest.mark.parametrize("mode", [True, "selective"])
+def test_checkpointing_keeps_less_and_changes_nothing(tokenizer, mode):
     loss, gradients = step(tokenizer)
     before, names = count_saved(tokenizer), list(tokenizer.state_dict())
-    checkpoint_blocks(find_blocks(tokenizer))
+    checkpoint_blocks(find_blocks(tokenizer), mode)
     again, others = step(tokenizer)
     assert again == loss
     assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
@@ -79,9 +80,19 @@ def test_checkpointing_keeps_less_and_changes_nothing(tokenizer):
     assert count_saved(tokenizer) < 0.7 * before
 
 
-def test_compiled_blocks_compute_the_same_without_a_break(tokenizer):
+def test_checkpointing_of_no_known_kind_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="must be true, false or 'selective', not 'some'"):
+        checkpoint_blocks(find_blocks(tokenizer), "some")
+    before = count_saved(tokenizer)
+    checkpoint_blocks(find_blocks(tokenizer), False)
+    assert count_saved(tokenizer) == before
+
+
+@pytest.mark.parametrize("mode", [False, True, "selective"])
+def test_compiled_blocks_compute_the_same_without_a_break(tokenizer, mode):
     loss, gradients = step(tokenizer)
     names = list(tokenizer.state_dict())
+    checkpoint_blocks(find_blocks(tokenizer), mode)
     compile_blocks(find_blocks(tokenizer), backend="aot_eager")
     again, others = step(tokenizer)
     assert again == pytest.approx(loss, abs=1e-6)

@@ -46,8 +46,15 @@ def checkpoint_blocks(blocks: list[nn.Module], mode: Checkpointing = True) -> No
         mode: True: a block keeps only its input. "selective": it keeps the results of its linear layers and of fused
             attention, too, and computes only what is cheap again: norms, activations, written-out attention
             (arXiv 2205.05198). False: nothing is changed.
+
+    Raises:
+        ValueError: if `mode` is something else.
     """
-    for block in blocks if mode else []:
+    if mode is False:
+        return
+    if mode not in _CHECKPOINTED:
+        raise ValueError(f"activation_checkpointing must be true, false or 'selective', not {mode!r}")
+    for block in blocks:
         _replace_forward(block, _CHECKPOINTED[mode])
 
 
