@@ -22,7 +22,7 @@ _COLUMNS = {
     "exchange": ("buckets", "gathered"),
     "total": ("total",),
 }
-_CHECKPOINTED = {False: "", "selective": ", some ckpt", True: ", ckpt"}
+_CHECKPOINTED = {False: "", "selective": ", some", True: ", ckpt"}
 _SHORT = {"fsdp2 gathering bfloat16": "fsdp2 bfloat16"}
 
 
@@ -74,7 +74,7 @@ def print_plan(plan: Plan) -> None:
                   _millions(sum(p.frozen for p in plan.parts)), "", f"{plan.training_gflop:,.1f}")  # fmt: skip
     console.print(parts)
     gpus = f"{plan.devices} GPU{'s' * (plan.devices > 1)}"
-    title = f"GiB a GPU, {plan.batch_size} images each, {gpus}; ckpt: activation checkpointing"
+    title = f"GiB a GPU, {plan.batch_size} images each, {gpus}; ckpt: activation checkpointing; some: selective"
     memory = _table(title, ("precision, strategy",), _COLUMNS)
     for row in plan.memory:
         sizes = (f"{sum(getattr(row, name) for name in names) / GIB:,.2f}" for names in _COLUMNS.values())
