@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_fixtures import REPOSITORY
+from cli_fixtures import REPOSITORY, tiny_options
+from PIL import Image
 
 from uniflow.cli.app import prepare
 from uniflow.cli.errors import UserError
@@ -79,8 +80,8 @@ def site(installed, monkeypatch):
     return folder
 
 
-def test_trained_by_class_paths_saved_and_loaded_elsewhere(site, uniflow, project):
-    """All five at once, with the page's YAML; the weighting and the data are of the training only."""
+def test_trained_by_class_paths_saved_and_loaded_elsewhere(site, uniflow, project, resolve):
+    """All five at once, with the page's YAML; the weighting and the data are of the training only. Then a generator."""
     own_parts = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)[0]
     (project / "own_parts.yaml").write_text(own_parts)
     result = uniflow("fit", "-c", "recipe.yaml", "-c", "own_parts.yaml", "--run", "run")
@@ -95,6 +96,15 @@ def test_trained_by_class_paths_saved_and_loaded_elsewhere(site, uniflow, projec
     assert loaded.returncode == 0, loaded.stderr
     parts = ["TokenMLP", "ConvBottleneck", "PlainDecoder"]
     assert json.loads(loaded.stdout) == [parts, [1, 16, 4, 4], [1, 3, 32, 32]]
+
+    words = ["-c", str(REPOSITORY / "configs/recipes/scenes_class_dit.yaml"), "--model.tokenizer", "run/tokenizer"]
+    words += ["--data.size", "32", "--images", "null"]
+    result = uniflow("fit", *words, *tiny_options(resolve(*words)), "--run", "drawn")
+    assert result.code == 0, result.err
+    result = uniflow("sample", "--generator", "drawn/generator", "--classes", "1,2", "--out", "samples")
+    assert result.code == 0, result.err
+    with Image.open(project / "samples" / "000001.png") as image:
+        assert image.size == (32, 32)
 
 
 def test_listed_with_ours_and_found_by_short_names(site, uniflow):
