@@ -4,7 +4,7 @@ The embedded tokenizer at 64 px with batches of 1, 8 and 64, and DINOv2 ViT-S/14
 at 224 px with batches of 1 and 8. int8 is weight-only, by torchao, and left out where that is not installed.
 "psnr_to_baseline" is how far reconstructions are from the baseline's, in dB; 100 is equal.
 
-    python benchmarks/inference.py [--rounds 5] [--tiny]
+    python benchmarks/inference.py [--rounds 3] [--tiny]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Decoder = Callable[[Tensor, Tensor], Tensor]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a line of JSON for each figure."""
-    options = arguments(__doc__, rounds=5).parse_args(argv)
+    options = arguments(__doc__, rounds=3).parse_args(argv)
     one_quiet_thread()
     embedded = Tokenizer.from_pretrained("embedded")
     sizes = Sizes(options.tiny)

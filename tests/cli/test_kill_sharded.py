@@ -21,7 +21,6 @@ SHARDED = [*OPTIONS, "--trainer.strategy", "fsdp2", "--checkpoint.every_n_train_
 END = ["--trainer.max_steps", "1000", "--trainer.callbacks", "my_pkg.StopAt", "--trainer.callbacks.step"]
 
 
-@pytest.mark.slow  # tests/distributed/test_fsdp2.py kills a sharded run in less time
 @needs_sharding
 def test_kill_and_resume_sharded(project: Path, uniflow: Callable[..., Any]) -> None:
     run = Path("runs/killed")
