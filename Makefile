@@ -59,10 +59,10 @@ benchmark: install
 fuzz: install
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.fuzz
 
-# Needs a CUDA device; uses the interpreter that has it: make gpu BIN=/path/to/bin
+# Needs a CUDA device; uses the interpreter that has it: make gpu BIN=/path/to/bin. Writes a section of docs/benchmarks.md.
 gpu:
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/gpu_fit.py
+	$(BIN)/python benchmarks/run.py --only gpu --timeout 3600
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache

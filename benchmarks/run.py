@@ -1,10 +1,12 @@
-"""Run the benchmarks of the CPU and write docs/benchmarks.md: some ten minutes on one core.
+"""Run the benchmarks of the CPU and write docs/benchmarks.md: some fifteen minutes on one core.
 
-Each script runs in a process of its own with one thread, and prints a line of JSON for each figure. What stands between
-the markers of the notes is kept. The exit code is 1 if a script failed, which the page then says.
+Each script runs in a process of its own with one thread, and prints a line of JSON for each figure. Each kind of
+processor has a table of its own: those of other kinds are kept, as are the notes between their markers. The exit code
+is 1 if a script failed, which the page then says.
 
     make benchmark
     python benchmarks/run.py [--only step overhead] [--out docs/benchmarks.md]
+    make gpu      # among others: python benchmarks/run.py --only gpu --timeout 3600
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # Script -> its topic on the page.
@@ -31,16 +36,20 @@ TOPICS = {
     "data": "Reading data",
     "lora": "Low-rank adapters",
     "plan": "Memory planner",
+    "gpu": "One GPU",
 }
+GPU, NONE = "gpu", "none"  # the topic that needs one, only run where it is asked for; the kind where there is none
 NOTES = ("<!-- notes: written by hand, kept by benchmarks/run.py -->", "<!-- end of the notes -->")
 HEAD = """\
 # Benchmarks
 
-Ratios against a named baseline of the same run, on a CPU with one thread. A time is processor time, candidate and
-baseline run in turn, and a ratio is the median of the rounds' ratios; the brackets are the smallest and the largest of
-them. Of times and memory a ratio below 1 is less, of images/s one above 1 is more. A dash: no target was set.
+Ratios against a named baseline of the same run, on a CPU with one thread; what is measured on a GPU has a section of
+its own, by the clock. A time is processor time, candidate and baseline run in turn, and a ratio is the median of the
+rounds' ratios; the brackets are the smallest and the largest of them. Of times and memory a ratio below 1 is less, of
+images/s one above 1 is more. A dash: no target was set.
 
-Written by `make benchmark` (`python benchmarks/run.py`). Each table says when it was measured, and on what machine.
+Written by `make benchmark` (`python benchmarks/run.py`), the GPU's section by `make gpu`. Each kind of processor has a
+table of its own, which says when it was measured.
 """
 
 
@@ -57,7 +66,9 @@ class Result:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the scripts and write the page; 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(TOPICS), default=list(TOPICS), help="these scripts only")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(TOPICS), default=[t for t in TOPICS if t != GPU], help="these only"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md", help="the page")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one script")
     options = parser.parse_args(argv)
@@ -65,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     old = options.out.read_text() if options.out.is_file() else ""
     options.out.write_text(page(results, old))
     return int(any(result.failure for result in results))
+
+
+def processor(script: str) -> str:
+    """The kind of processor that a script measures here: the CPU's vector instructions, or the name of the GPU."""
+    if script == GPU:
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else NONE
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def run(script: str, path: Path, timeout: float) -> Result:
@@ -102,17 +120,27 @@ def parse(line: str) -> dict[str, Any] | None:
 
 
 def page(results: Sequence[Result], old: str) -> str:
-    """The page with the results; the notes, and the sections of scripts that did not run, come from the old page."""
-    done = {result.script: section(result) for result in results}
-    sections = [done.get(script) or _between(old, *_marks(script)) for script in TOPICS]
+    """The page with the results; the notes, and the tables of other scripts and processors, come from the old page."""
+    done = {result.script: result for result in results}
+    topics = [topic(script, done.get(script), old) for script in TOPICS]
     notes = _between(old, *NOTES) or f"{NOTES[0]}\n{NOTES[1]}\n"
-    return "\n".join([HEAD, *(text for text in sections if text), "## Notes\n", notes])
+    return "\n".join([HEAD, *(text for text in topics if text), "## Notes\n", notes])
 
 
-def section(result: Result) -> str:
-    """The table of one script, between its marks."""
-    begin, end = _marks(result.script)
-    text = [begin, f"## {TOPICS[result.script]}", ""]
+def topic(script: str, result: Result | None, old: str) -> str:
+    """The section of one script: a table for each kind of processor, between its marks; empty if there is none."""
+    kinds = re.findall(rf"^<!-- {script}: (.+) -->$", old, re.MULTILINE)
+    tables = {kind: _between(old, *_marks(script, kind)) for kind in kinds}
+    if result is not None:
+        kind = processor(script)
+        tables = {other: text for other, text in tables.items() if other != NONE} | {kind: table(result, kind)}
+    return "\n".join([f"## {TOPICS[script]}\n", *(tables[kind] for kind in sorted(tables))]) if tables else ""
+
+
+def table(result: Result, kind: str) -> str:
+    """What one script has printed."""
+    begin, end = _marks(result.script, kind)
+    text = [begin, f"**{kind}**", ""]
     if result.failure:
         text += [f"**Failed**: {result.failure}", ""]
     if result.lines:
@@ -137,8 +165,8 @@ def _cells(line: Mapping[str, Any]) -> str:
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"
 
 
-def _marks(script: str) -> tuple[str, str]:
-    return f"<!-- {script} -->", f"<!-- end of {script} -->"
+def _marks(script: str, kind: str) -> tuple[str, str]:
+    return f"<!-- {script}: {kind} -->", f"<!-- end of {script}: {kind} -->"
 
 
 def _between(text: str, begin: str, end: str) -> str:

@@ -13,7 +13,11 @@ FIELDS = {"name", "value", "unit", "baseline", "ratio", "target", "met", "comman
 
 
 def lines(capfd):
-    found = [json.loads(line) for line in capfd.readouterr().out.splitlines() if line.startswith("{")]
+    return parsed(capfd.readouterr().out)
+
+
+def parsed(output):
+    found = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     assert found
     assert all(line.keys() >= FIELDS for line in found)
     return {line["name"]: line for line in found}
@@ -129,10 +133,14 @@ def test_the_profile_names_the_operators(tmp_path, capfd):
 
 def test_the_gpu_script_runs_on_a_cpu(capfd):
     options = ["--device", "cpu", "--tiny", "--eager"]
-    assert gpu.main([*options, "--parts", "inference", "difference"]) == 0
-    found = lines(capfd)
-    assert {"encode, batch 1, compiled", "decode, batch 2, compiled"} <= found.keys()
+    assert gpu.main([*options, "--parts", "float8", "inference", "difference", "reading", "generator"]) == 0
+    output = capfd.readouterr()
+    assert "float8 is left out" in output.err
+    found = parsed(output.out)
+    assert sum(name.startswith(("encode, batch", "decode, batch")) for name in found) == 4
     assert found["bfloat16 reconstruction, PSNR against float32"]["value"] > 20
+    assert found["reading JPEGs of 500 x 375 pixels to 28, 0 workers"]["value"] > 0
+    assert {"generator, training step, batch 2", "generator, sampling, batch 1"} <= found.keys()
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit, match="no CUDA device"):
             gpu.main([])
@@ -140,9 +148,10 @@ def test_the_gpu_script_runs_on_a_cpu(capfd):
 
 @pytest.mark.slow
 def test_the_gpu_script_trains_on_a_cpu(capfd):
-    assert gpu.main(["--device", "cpu", "--tiny", "--eager", "--parts", "train", "fsdp2"]) == 0
+    options = ["--device", "cpu", "--tiny", "--eager", "--encoders", "s14"]
+    assert gpu.main([*options, "--parts", "train", "fsdp2"]) == 0
     found = lines(capfd)
-    assert found["training step, 28 px, images_per_second"]["value"] > 0
+    assert found["training step, DINOv2-s14, 28 px, eager, batch 2"]["value"] > 0
     assert found["FSDP2 on one device, |loss over that without - 1|"]["met"]
 
 
@@ -169,6 +178,18 @@ def test_the_page_has_the_figures_and_keeps_notes_and_other_sections(scripts, ca
     assert text.count("| a figure |") == 2
     assert text.count("It was slow before.") == 1
     assert text.index("## Training step") < text.index("## Memory planner") < text.index("## Notes")
+
+
+def test_each_kind_of_processor_keeps_its_table(scripts, monkeypatch):
+    assert run.processor("step") == torch.backends.cpu.get_cpu_capability()
+    for kind in ("AVX512", "AVX2"):
+        monkeypatch.setattr(run, "processor", lambda script, kind=kind: kind)
+        assert run.main(["--only", "step", "--out", str(scripts)]) == 0
+    text = scripts.read_text()
+    assert text.count("## Training step") == 1
+    assert text.count("| a figure |") == 2
+    assert text.index("**AVX2**") < text.index("**AVX512**")
+    assert run.page([], text) == text
 
 
 def test_a_script_without_figures_or_without_end_has_failed(tmp_path):

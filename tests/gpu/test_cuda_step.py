@@ -78,4 +78,4 @@ def test_the_benchmark_of_the_gpu_runs_at_tiny_size(capsys):
     from benchmarks import gpu
 
     assert gpu.main(["--tiny", "--parts", "inference", "difference"]) == 0
-    assert "encode, batch 1, compiled" in capsys.readouterr().out
+    assert "encode, batch 1, compiled, " in capsys.readouterr().out
