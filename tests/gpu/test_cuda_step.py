@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback, Trainer
 from tiny import ENCODER, fit, tiny_scenes, tiny_task
 
-from uniflow.callbacks import Stability
+from uniflow.callbacks import EMA, Stability
 from uniflow.callbacks.stability import NonFiniteLossError
 from uniflow.decoders import RegressionDecoder
 from uniflow.distill import FrozenTeacher
@@ -72,6 +73,31 @@ def test_a_step_with_the_check_does_not_wait_for_the_device(tmp_path):
             stability.on_before_backward(trainer, module, loss)
     finally:
         set_sync_debug_mode("default")
+
+
+class WithoutWaiting(Callback):
+    """From the third step on, whatever waits for the device between the start and the end of a step is an error."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        torch.cuda.set_sync_debug_mode("error" if batch_idx >= 2 else "default")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_no_whole_step_waits_for_the_device(tmp_path, precision):
+    """The same on the CPU, for more kinds of steps: tests/training/test_no_waiting.py."""
+    trainer = Trainer(
+        max_steps=5, accelerator="gpu", devices=1, precision=precision, gradient_clip_val=1.0, logger=False,
+        callbacks=[WithoutWaiting(), EMA(0.9), Stability()], enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
+    )  # fmt: skip
+    try:
+        trainer.fit(tiny_task(), tiny_scenes())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.global_step == 5
 
 
 def test_the_benchmark_of_the_gpu_runs_at_tiny_size(capsys):
