@@ -113,7 +113,7 @@ def fit_parser() -> Any:
 
     class ParserOnly(app.UniflowCLI):
         def parse_arguments(self, parser: Any, args: Any) -> None:
-            raise _Parsed(parser)
+            raise _Parsed(self._parser("fit"))
 
     swap.install()
     for package in app.PACKAGES:
@@ -129,7 +129,7 @@ def resolve(fit_parser: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
 
     def call(*args: str) -> dict[str, Any]:
         monkeypatch.syspath_prepend(str(Path.cwd()))
-        return plain(fit_parser.parse_args(["fit", *args]).fit)
+        return plain(fit_parser.parse_args(args))
 
     return call
 

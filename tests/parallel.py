@@ -36,16 +36,6 @@ class Record(Callback):
             torch.save(pl_module.state_dict(), self.folder / f"weights{trainer.global_rank}.pt")
 
 
-class StopAfter(Callback):
-    """Ends training after so many steps, as if it were far from its end."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
-
-
 def mean_losses(folder, processes):
     """Of each step the mean over processes."""
     every = [json.loads((folder / f"losses{rank}.json").read_text()) for rank in range(processes)]

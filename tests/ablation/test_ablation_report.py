@@ -76,7 +76,14 @@ def test_caveats() -> None:
     ]
 
 
-def test_protocols_must_agree(study_folders: list[Path], tmp_path: Path) -> None:
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of a report."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+def test_protocols_must_agree(study_folders: list[Path], tmp_path: Path, no_plots: None) -> None:
     runs = [outcome("a", 0), outcome("b", 0), outcome("b", 1)]
     assert protocol_warning(study(*runs)) is None
     for run in runs:
@@ -98,7 +105,7 @@ def test_protocols_must_agree(study_folders: list[Path], tmp_path: Path) -> None
     assert [row["protocol/fingerprint"] for row in rows[:2]] == ["abc123", ""]
 
 
-def test_report_groups_seeds(study_folders: list[Path], tmp_path: Path) -> None:
+def test_report_groups_seeds_and_its_page_is_whole(study_folders: list[Path], tmp_path: Path) -> None:
     report(study_folders, tmp_path / "report")
     text = (tmp_path / "report/report.md").read_text()
     assert "| near | 3 | 94.0 ± 0.0% | **92.0 ± 2.0%** | 0.5000 ± 0.0000 | 20.20 ± 0.20 dB |" in text
@@ -117,6 +124,7 @@ def test_report_groups_seeds(study_folders: list[Path], tmp_path: Path) -> None:
     for name in ("comparison.png", "pareto.png", "curves.png"):
         with Image.open(tmp_path / "report" / name) as picture:
             assert picture.width > 20
+    check_page((tmp_path / "report/report.html").read_text())
 
 
 def test_runs_that_differ_in_more_than_the_seed_stay_apart(study_folders: list[Path]) -> None:
@@ -195,9 +203,8 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
-def test_page(study_folders: list[Path], tmp_path: Path) -> None:
-    report(study_folders, tmp_path / "report")
-    text = (tmp_path / "report/report.html").read_text()
+def check_page(text: str) -> None:
+    """Of the report of `study_folders`."""
     assert not OUTSIDE.search(text), OUTSIDE.search(text)
     page = Page(text)
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
@@ -235,7 +242,7 @@ def test_page_before_any_run_has_finished() -> None:
     assert "No run has finished yet." in html_page(study(late), [], "", {})
 
 
-def test_other_originals_are_shown_where_they_differ(study_folders: list[Path], tmp_path: Path) -> None:
+def test_other_originals_are_shown_where_they_differ(study_folders: list[Path], tmp_path: Path, no_plots: None) -> None:
     path = study_folders[3] / "images/test.safetensors"
     rows = load_file(path)
     save_file(rows | {"original": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)}, path)
@@ -249,10 +256,8 @@ def test_other_originals_are_shown_where_they_differ(study_folders: list[Path], 
 
 
 def test_without_matplotlib(
-    study_folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study_folders: list[Path], tmp_path: Path, no_plots: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     report(study_folders[:1], tmp_path / "report")
     text = (tmp_path / "report/report.html").read_text()
     assert "pip install uniflow[report]" in text

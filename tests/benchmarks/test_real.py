@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,9 +16,18 @@ from benchmarks.real_callbacks import StepSeconds
 from uniflow.encoders import DINOv2
 
 SIZES = {"depth": 2, "embed_dim": 32, "num_heads": 2, "image_size": 28}
-TINY = [word for name, value in SIZES.items() for word in (f"--model.encoder.{name}", str(value))]
-TINY += ["--model.decoder.width", "32", "--model.decoder.num_heads", "2", "--model.decoder.flow_depth", "1"]
-TINY += ["--data.size", "28", "--data.num_workers", "0", "--trainer.enable_model_summary", "false"]
+# As one file: each option on the command line is another pass over the whole configuration.
+TINY = {
+    "model": {
+        "init_args": {
+            "encoder": {"init_args": SIZES},
+            "decoder": {"init_args": {"width": 32, "num_heads": 2, "flow_depth": 1}},
+            "start": {"class_path": "Regression", "init_args": {"images": 16, "feature_share": 0.1}},
+        }
+    },
+    "data": {"init_args": {"size": 28, "num_workers": 0}},
+    "trainer": {"enable_model_summary": False, "precision": "32-true"},
+}
 KEYS = ["psnr_start", "psnr", "psnr_steps4", "psnr_patch_mean", "cosine_last", "latent_r2_last", "knn_teacher"]
 KEYS += ["knn_student", "probe_teacher", "probe_student"]
 
@@ -37,6 +47,7 @@ def parts(tmp_path):
             for name, base in (("dark", 0), ("light", 155)):
                 pixels = base + draw.integers(0, 100, (28, 28, 3))
                 write(tmp_path / "labelled" / split / name / f"{number}.png", pixels)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     return tmp_path
 
 
@@ -47,7 +58,7 @@ def write(path, pixels):
 
 def arguments(parts, *more):
     given = ["--encoder", str(parts / "encoder.safetensors"), "--photographs", str(parts / "photographs")]
-    return [*given, "--out", str(parts / "out"), *more, *TINY]
+    return [*given, "--out", str(parts / "out"), *more, "-c", str(parts / "tiny.yaml")]
 
 
 def patch_mean_psnr(folder):
@@ -65,7 +76,7 @@ def last_line(capfd):
 
 
 def test_from_end_to_end(parts, capfd):
-    assert real.main(arguments(parts, "--minutes", "0.01")) == 0
+    assert real.main(arguments(parts, "--minutes", "0.004")) == 0
     found = last_line(capfd)
     assert [key for key in KEYS if found[key] is None] == []
     assert found["psnr_patch_mean"] == pytest.approx(patch_mean_psnr(parts / "photographs" / "test"), abs=1e-3)
@@ -77,7 +88,7 @@ def test_from_end_to_end(parts, capfd):
     assert not (parts / "out" / "warmup").exists()
     # Once more: the run is finished, and is measured again.
     shutil.rmtree(parts / "labelled")
-    assert real.main(arguments(parts, "--minutes", "0.01")) == 0
+    assert real.main(arguments(parts, "--minutes", "0.004")) == 0
     again = last_line(capfd)
     assert {key: again[key] for key in KEYS[:6]} == {key: found[key] for key in KEYS[:6]}
     assert again["knn_teacher"] is None

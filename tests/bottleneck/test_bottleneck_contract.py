@@ -162,7 +162,8 @@ def test_it_is_rebuilt_from_its_config_and_state(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_tokenizer_with_it_is_saved_measured_and_trained(case, tmp_path):
+def test_a_tokenizer_with_it_is_saved_measured_and_trained(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("uniflow.tasks.start.CALIBRATION_IMAGES", 8)
     task = tiny_task(bottleneck=partial(CASES[case], merge=2), decoder=FLOW)
     _, losses = fit(task, tiny_scenes(), tmp_path, steps=2)
     assert len(losses) == 2

@@ -3,7 +3,7 @@
 import inspect
 import re
 import shlex
-from functools import partial
+from functools import cache, partial
 
 import torch
 from cli_fixtures import REPOSITORY
@@ -39,10 +39,10 @@ def test_own_bottleneck(tmp_path, monkeypatch):
 def test_commands_parse(resolve, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    parse = cache(lambda *words: resolve(*words)["model"]["init_args"]["bottleneck"])
     for line in "".join(blocks).splitlines():
         words = shlex.split(line)[2:]
-        found, recipe = (resolve(*given)["model"]["init_args"]["bottleneck"] for given in (words, words[:2]))
-        assert found != recipe, line
+        assert parse(*words) != parse(*words[:2]), line
 
 
 def test_tables_are_complete():

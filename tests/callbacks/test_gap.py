@@ -164,8 +164,8 @@ def test_batches_and_processes_change_nothing(tmp_path, stage, count):
     task = task_with_a_gap()
 
     def numbers(name, batch_size, **kwargs):
-        data = tiny_scenes(val_length=41, test_length=31, batch_size=batch_size)
-        gap = TeacherGap(online_images=20, max_images=25, alarm_knn_points=None)
+        data = tiny_scenes(val_length=29, test_length=21, batch_size=batch_size)
+        gap = TeacherGap(online_images=12, max_images=16, alarm_knn_points=None)
         found = run(stage, task, data, tmp_path / name, gap, **kwargs)
         kinds = ("cka", "knn", "probe", "gap")
         return [{key: value for key, value in rank.items() if any(kind in key for kind in kinds)} for rank in found]

@@ -15,10 +15,18 @@ from uniflow.cli.progress import TerminalProgress
 from uniflow.version import __version__
 
 
-def test_user_module_in_the_current_directory(project: Path) -> None:
-    """`--model.decoder my_pkg.MyDecoder --model.decoder.width 512`, as the README has it."""
+def test_two_commands_in_a_process_of_their_own(project: Path) -> None:
+    """A tool, which imports less than `fit` does, knows short names of data; `fit` finds a module beside it.
+
+    `--model.decoder my_pkg.MyDecoder --model.decoder.width 512`, as the README has it.
+    """
+    tool = ["evaluate", "embedded", "--data", "Scenes", "--data.max_objects", "6"]
     words = ["fit", "-c", "recipe.yaml", "--model.decoder", "my_pkg.MyDecoder", "--model.decoder.width", "512"]
-    result = subprocess.run([SCRIPT, *words, "--run", "runs/mine"], capture_output=True, text=True, check=False)
+    words += ["--run", "runs/mine"]
+    code = f"import sys; from uniflow.cli import main; assert main({tool}) == 2; sys.exit(main({words}))"
+    # Without the current directory on its path, as a console script is started.
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert "Scenes: max_objects must be 1 to 5, not 6" in result.stderr
     assert result.returncode == 0, result.stderr
     saved = (project / "runs/mine/config.yaml").read_text()
     assert "my_pkg.MyDecoder" in saved

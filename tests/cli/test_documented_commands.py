@@ -33,12 +33,18 @@ def commands(document: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands(
-    project: Path, resolve: Callable[..., dict[str, Any]], uniflow: Callable[..., Any], document: str
+    project: Path,
+    resolve: Callable[..., dict[str, Any]],
+    uniflow: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    document: str,
 ) -> None:
     found = commands(document)
     for what, option in MAIN_JOB.items():
         assert any(f" {option} " in line for line in found), f"{document} shows no command that swaps {what}"
     assert any("my_pkg.MyDecoder" in line for line in found), f"{document} shows no decoder of one's own"
+    monkeypatch.setattr("uniflow.tasks.start.CALIBRATION_IMAGES", 4)
+    monkeypatch.setattr("uniflow.tasks.start.JUDGED_IMAGES", 4)
     (project / "configs").symlink_to(REPOSITORY / "configs")
     write_photos(project / "photos")
     Image.open(next((project / "photos").rglob("*.png"))).save(project / "photo.jpg")
@@ -46,10 +52,13 @@ def test_commands(
         found = [line for line in found if line not in commands(EVERYTHING)]  # which are run there
     for line in found:
         words = shlex.split(line, comments=True)[1:]
-        if words[0] == "fit":
-            config = resolve(*words[1:])
+        if words[0] in ("fit", "plan"):
+            recipe = words[1:] if words[0] == "fit" else words[1:3]  # the rest is the plan's own
+            config = resolve(*recipe)
             words += tiny_options(config, given=line)
-            if "--data.root" not in line:
+            if words[0] == "plan":
+                words += ["--model.optimizer.ns_steps", "1"]  # Muon takes most of the time
+            elif "--data.root" not in line:
                 words += tiny_source(config, project)
         result = uniflow(*words)
         assert result.code == 0, f"{line}\n{result.err}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -146,7 +144,7 @@ def test_bad_checkpoints(uniflow: Uniflow, fitted: Path) -> None:
     (fitted / ".lock").unlink()  # it names the process
     before = {path: path.read_bytes() for path in fitted.rglob("*") if path.is_file()}
     # Both restore in the same way.
-    for command, names in (("fit", "half text folder zip other pipe device"), ("test", "half folder pipe")):
+    for command, names in (("fit", "half text folder zip other pipe device"), ("test", "half")):
         for name in names.split():
             result = uniflow(command, "-c", config, "--ckpt_path", f"{name}.ckpt", "--model.eval_steps", "[2]")
             assert "checkpoint" in result.error, name
@@ -166,7 +164,10 @@ def test_state_of_another_optimizer(uniflow: Uniflow, fitted: Path) -> None:
     assert sorted(path.name for path in fitted.iterdir()) == files
 
 
-@pytest.mark.parametrize("optimizer", ["uniflow.training.Muon", "timm.optim.Lion", "torch.optim.SGD"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["uniflow.training.Muon", "timm.optim.Lion", pytest.param("torch.optim.SGD", marks=pytest.mark.slow)],
+)
 def test_a_run_with_any_optimizer_goes_on(uniflow: Uniflow, optimizer: str) -> None:
     options = ("--model.optimizer", optimizer, "--model.optimizer.lr", "0.001", "--trainer.max_steps")
     first = uniflow("fit", "-c", "recipe.yaml", "--run", "other", *options, "1")
@@ -200,7 +201,7 @@ def test_paths_inside_a_moved_run() -> None:
 
 
 def test_names_that_look_like_numbers_survive(uniflow: Uniflow, project: Path) -> None:
-    result = uniflow("fit", "-c", "recipe.yaml", "--run", "1e-4")
+    result = uniflow("fit", "-c", "recipe.yaml", "--run", "1e-4", "--trainer.max_steps", "1", "--images", "null")
     assert result.code == 0, result.err
     assert read_yaml(Path("1e-4/config.yaml"))["run"] == "1e-4"
     assert uniflow("test", "-c", "1e-4/config.yaml", "--ckpt_path", "last").code == 0
@@ -270,12 +271,3 @@ def test_tools(uniflow: Uniflow, project: Path, case: str) -> None:
     result = uniflow(*words)
     assert expected in result.error
     assert result.code == 2
-
-
-def test_short_names_of_data_in_a_process_of_its_own(project: Path) -> None:
-    """A tool imports less than `fit` does."""
-    words = ["evaluate", "embedded", "--data", "Scenes", "--data.max_objects", "6"]
-    command = [sys.executable, "-m", "uniflow.cli", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "Scenes: max_objects must be 1 to 5, not 6" in done.stderr

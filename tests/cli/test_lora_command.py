@@ -6,11 +6,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+from cli_fixtures import plain
 from safetensors.torch import load_file
+
+from uniflow.cli.parser import Parser
+from uniflow.tasks import TokenizerTask
 
 Uniflow = Callable[..., Any]
 RECIPE = ("fit", "-c", "recipe.yaml", "--model.lr_schedule", "Constant", "--probe", "null", "--images", "null")
@@ -44,9 +48,13 @@ def test_fit_resume_and_test(uniflow: Uniflow) -> None:
     assert str(results["test/psnr"]) in (halves / "tokenizer" / "README.md").read_text()
 
 
-def test_swaps(project: Path, resolve: Callable[..., dict[str, Any]]) -> None:
+def test_swaps(fit_parser: Any) -> None:
+    parser = Parser()
+    parser.add_argument("--model.encoder", type=get_type_hints(TokenizerTask.__init__)["encoder"])
+
     def encoder(*options: str) -> dict[str, Any]:
-        return resolve("-c", "recipe.yaml", *options)["model"]["init_args"]["encoder"]["init_args"]
+        config = parser.parse_args(["--model.encoder", "SceneViT", *options])
+        return plain(config)["model"]["encoder"]["init_args"]
 
     given = encoder(*LORA, "--model.encoder.lora_targets", "[qkv, proj]")
     assert (given["tune"], given["lora_rank"], given["lora_targets"]) == ("lora", 2, ["qkv", "proj"])

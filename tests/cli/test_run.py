@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,13 @@ def test_layout(fitted_once: Path) -> None:
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-def test_without_logger(uniflow: Uniflow, project: Path) -> None:
-    run = fit(uniflow, "--trainer.logger", "false")
+def test_default_folder_is_named_by_the_time_without_logger_too(uniflow: Uniflow, project: Path) -> None:
+    assert uniflow("fit", "-c", "recipe.yaml", "--trainer.logger", "false").code == 0
+    (run,) = (project / "runs").iterdir()
+    assert re.match(r"20\d\d", run.name)
     assert {"config.yaml", "last.ckpt", "best.ckpt"} <= names(run)
     assert "events" not in names(run)
     assert not {"lightning_logs", "checkpoints", "config.yaml"} & names(project)
-
-
-def test_default_folder_is_named_by_the_time(uniflow: Uniflow, project: Path) -> None:
-    assert uniflow("fit", "-c", "recipe.yaml").code == 0
-    (run,) = (project / "runs").iterdir()
-    assert {"config.yaml", "last.ckpt"} <= names(run)
 
 
 def test_fast_dev_run_leaves_nothing(uniflow: Uniflow, project: Path) -> None:
@@ -67,21 +64,17 @@ def test_evaluate_from_the_saved_config(uniflow: Uniflow, fitted: Path) -> None:
 
 
 def test_no_overwriting_and_resuming(uniflow: Uniflow, fitted: Path) -> None:
+    """The command line's settings win over the checkpoint's."""
     run = fitted
     line = uniflow(*FIT).error
     assert "--ckpt_path runs/a/last.ckpt" in line
     assert "--run" in line
-    result = uniflow(*FIT, "--ckpt_path", "last", "--trainer.max_steps", "4")
+    options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.reconstruction_weight", "0.125")
+    result = uniflow(*FIT, *options)
     assert result.code == 0, result.err
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 4
-    assert yaml.safe_load((run / "config.yaml").read_text())["ckpt_path"] is None
-
-
-def test_checkpoint_does_not_override_the_command_line(uniflow: Uniflow, fitted: Path) -> None:
-    run = fitted
-    options = ("--ckpt_path", "last", "--trainer.max_steps", "4", "--model.reconstruction_weight", "0.125")
-    assert uniflow(*FIT, *options).code == 0
     saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["ckpt_path"] is None
     assert saved["model"]["init_args"]["reconstruction_weight"] == 0.125
 
 
@@ -94,6 +87,7 @@ def test_checkpoint_of_another_model(uniflow: Uniflow, fitted: Path) -> None:
 def test_config_round_trip(uniflow: Uniflow, fitted: Path) -> None:
     printed = uniflow(*FIT, "--print_config")
     assert printed.code == 0
+    assert yaml.safe_load(printed.out)["seed_everything"] == 0
     Path("printed.yaml").write_text(printed.out)
     assert uniflow("fit", "-c", "printed.yaml", "--print_config").out == printed.out
     saved = yaml.safe_load((fitted / "config.yaml").read_text())
@@ -123,15 +117,14 @@ def test_checkpointing_switched_off(uniflow: Uniflow) -> None:
     assert not {"last.ckpt", "best.ckpt"} & names(run)
 
 
-def test_last_checkpoint_holds_the_last_step(uniflow: Uniflow) -> None:
-    """Training that ends between two validations."""
-    run = fit(uniflow, "--trainer.max_steps", "3")
-    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 3
-
-
-def test_best_checkpoint_is_the_best(uniflow: Uniflow) -> None:
-    run = fit(uniflow, "--trainer.max_steps", "6", "--best_checkpoint.monitor", "step", "--best_checkpoint.mode", "min")
-    assert torch.load(run / "best.ckpt", weights_only=True)["global_step"] == 2
+def test_training_that_ends_between_two_validations(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint holds the last step, the best one the best, and a log file shows every step if asked."""
+    monkeypatch.setattr(LogProgress, "SECONDS", 0.0)  # also between validations, which come every two steps
+    best = ("--best_checkpoint.monitor", "step", "--best_checkpoint.mode", "min")
+    out = uniflow(*FIT, "--trainer.max_steps", "5", *best).out
+    assert torch.load("runs/a/last.ckpt", weights_only=True)["global_step"] == 5
+    assert torch.load("runs/a/best.ckpt", weights_only=True)["global_step"] == 2
+    assert [f"step {n}/5" in out for n in range(1, 6)] == [True] * 5
 
 
 def test_run_folder_has_one_name(uniflow: Uniflow) -> None:
@@ -143,15 +136,8 @@ def test_several_processes_need_a_name(uniflow: Uniflow, monkeypatch: pytest.Mon
     assert "--run NAME" in uniflow("fit", "-c", "recipe.yaml").error
 
 
-def test_seed_is_zero_unless_given(uniflow: Uniflow) -> None:
-    assert yaml.safe_load(uniflow(*FIT, "--print_config").out)["seed_everything"] == 0
-
-
-def test_progress_in_a_log_file(uniflow: Uniflow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_file(uniflow: Uniflow) -> None:
     out = uniflow(*FIT).out
     assert "step 2/2" in out
     assert "train/loss" in out
     assert "step 1/2" not in out
-    monkeypatch.setattr(LogProgress, "SECONDS", 0.0)  # also between validations, which come every two steps
-    out = uniflow("fit", "-c", "recipe.yaml", "--trainer.max_steps", "5").out
-    assert [f"step {n}/5" in out for n in range(1, 6)] == [True] * 5

@@ -53,20 +53,32 @@ def slot_parsers(fit_parser: Any) -> dict[str, Parser]:
     return parsers
 
 
+def number_of_arguments(item: tuple[Path, dict[str, Any]]) -> int:
+    return len(item[1].get("init_args", {}))
+
+
 @pytest.mark.parametrize(("option", "b"), component_files(), ids=lambda v: v.stem if isinstance(v, Path) else v[2:])
 def test_every_pair_of_component_files(slot_parsers: dict[str, Parser], option: str, b: Path) -> None:
-    """resolve(A then B) == resolve(B) for every other file A of B's folder."""
+    """resolve(A then B) == resolve(B): every other file A of B's class, and the fullest of each other class."""
     given = yaml.safe_load(b.read_text())
     parser = slot_parsers[option]
     fresh = plain(parser.parse_args(["--slot", str(b)]))
     assert fresh["slot"]["class_path"].endswith(given["class_path"].rpartition(".")[2])
     assert fresh["slot"].get("init_args", {}).keys() >= given.get("init_args", {}).keys()
-    for a in sorted(b.parent.glob("*.yaml")):
-        if a != b:
+    contents = {file: yaml.safe_load(file.read_text()) for file in sorted(b.parent.glob("*.yaml"))}
+    fullest = {content["class_path"]: file for file, content in sorted(contents.items(), key=number_of_arguments)}
+    for a, content in contents.items():
+        if a != b and (content["class_path"] == given["class_path"] or a in fullest.values()):
             assert plain(parser.parse_args(["--slot", str(a), "--slot", str(b)])) == fresh, a.name
 
 
-@pytest.mark.parametrize(("option", "folder"), [(o, f) for f, o in SLOTS.items()], ids=list(SLOTS))
+SLOW_SLOTS = ("--model.bottleneck", "--model.decoder", "--model.weighting", "--model.lr_schedule")  # as --model.encoder
+
+
+@pytest.mark.parametrize(
+    ("option", "folder"),
+    [pytest.param(o, f, id=f, marks=[pytest.mark.slow] * (o in SLOW_SLOTS)) for f, o in SLOTS.items()],
+)
 def test_neighbours_in_the_whole_command(project: Path, resolve: Resolve, option: str, folder: str) -> None:
     """The same with the parser of `uniflow fit`, for two files of the folder."""
     files = sorted((CONFIGS / folder).glob("*.yaml"))
@@ -92,9 +104,6 @@ SHARED = [
     ("--data", "Scenes", {"batch_size": 5, "size": 48}, "my_pkg.OtherScenes"),
     ("--checkpoint", "LastCheckpoint", {"every_n_epochs": 3, "save_weights_only": True}, "my_pkg.OtherCheckpoint"),
 ]
-
-
-SLOW_SLOTS = ("--model.decoder", "--model.weighting", "--model.lr_schedule")  # as --model.encoder
 
 
 @pytest.mark.parametrize(
@@ -237,21 +246,24 @@ def test_what_is_replaced_in_jsonargparse_exists() -> None:
     assert _typehints.resolve_class_path_by_name is swap._resolve
 
 
-@pytest.mark.parametrize(
-    ("option", "old", "new"),
-    [
-        ("--model.weighting", "Uniform", "UniformWeighting"),
-        ("--model.distillation_weight", "Linear", "LinearSchedule"),
-        ("--model.distillation_weight", "Cosine", "CosineSchedule"),
-    ],
-)
-def test_old_short_names(project: Path, resolve: Resolve, option: str, old: str, new: str) -> None:
+def test_old_short_names(project: Path, fit_parser: Any, resolve: Resolve) -> None:
     """By option and in a config file; an old name is never preferred to a class that has it."""
-    by_option = resolve(*RECIPE, option, old)
-    assert slot(by_option, option)["class_path"].endswith(f".{new}")
-    assert by_option == resolve(*RECIPE, option, new)
-    (project / "old.yaml").write_text(f"model: {{{option.rpartition('.')[2]}: {{class_path: {old}}}}}")
-    assert resolve(*RECIPE, "-c", "old.yaml") == by_option
+    types = get_type_hints(TokenizerTask.__init__)
+    renamed = {
+        "weighting": [("Uniform", "UniformWeighting")],
+        "distillation_weight": [("Linear", "LinearSchedule"), ("Cosine", "CosineSchedule")],
+    }
+    for name, pairs in renamed.items():
+        parser = Parser()
+        parser.add_argument("--slot", type=types[name])
+        for old, new in pairs:
+            by_option = plain(parser.parse_args(["--slot", old]))
+            assert by_option["slot"]["class_path"].endswith(f".{new}")
+            assert by_option == plain(parser.parse_args(["--slot", new]))
+    (project / "old.yaml").write_text("model: {weighting: {class_path: Uniform}}")
+    in_a_file = resolve(*RECIPE, "-c", "old.yaml", "--model.distillation_weight", "Linear")
+    assert slot(in_a_file, "--model.weighting")["class_path"].endswith(".UniformWeighting")
+    assert slot(in_a_file, "--model.distillation_weight")["class_path"].endswith(".LinearSchedule")
 
 
 def test_another_jsonargparse_is_refused(uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

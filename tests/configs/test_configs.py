@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+import torch
 import yaml
-from cli_fixtures import REPOSITORY, tiny_options, tiny_source
+from cli_fixtures import REPOSITORY, plain, tiny_options, tiny_source
+from lightning.pytorch import LightningDataModule
+
+from uniflow.cli.app import UniflowCLI
+from uniflow.cli.parser import Parser
+from uniflow.core.yaml_files import ConfigLoader
+from uniflow.evaluation.probing import CLASSIFIERS
+from uniflow.metrics import linear_probe
+from uniflow.tasks import GenerationTask, TokenizerTask
 
 CONFIGS = REPOSITORY / "configs"
 # Folder of component files -> the slot that takes them.
@@ -58,24 +69,37 @@ def test_header(file: Path) -> None:
             assert (REPOSITORY / word).is_file(), f"the header names {word}"
 
 
-@pytest.mark.parametrize("file", COMPONENTS, ids=name)
-def test_component_parses_in_its_slot(resolve: Resolve, file: Path) -> None:
+@pytest.fixture(scope="module")
+def slot_parsers(fit_parser: Any) -> dict[str, Parser]:
+    """A parser of each slot alone, which is ten times as fast as that of `uniflow fit`."""
+    types = get_type_hints(TokenizerTask.__init__) | {"data": LightningDataModule}
+    types["generator"] = get_type_hints(GenerationTask.__init__)["generator"]
+    parsers = {folder: Parser() for folder in SLOTS}
+    for folder, option in SLOTS.items():
+        parsers[folder].add_argument("--slot", type=types[option.rpartition(".")[2]])
+    return parsers
+
+
+def assert_is(node: dict[str, Any], file: Path) -> None:
+    """`node` is what the component file says."""
     content = yaml.safe_load(file.read_text())
-    assert set(content) <= {"class_path", "init_args"}
-    option = SLOTS[file.parent.name]
-    needed = {"model.encoder": "SceneViT", "data": "Scenes"}
-    needed.pop(option, None)
-    task = ["GenerationTask", "--model.tokenizer", "embedded"] if option == "model.generator" else ["TokenizerTask"]
-    if task[0] == "GenerationTask":
-        needed.pop("model.encoder")
-    options = ["--model", *task, *(word for k, v in needed.items() for word in (f"--{k}", v))]
-    node: Any = resolve(*options, f"--{option}", str(file))
-    for part in option.split("."):
-        node = node["init_args"][part] if "class_path" in node else node[part]
     assert content["class_path"].rpartition(".")[2] == node["class_path"].rpartition(".")[2]
     for key, value in content.get("init_args", {}).items():
         if not isinstance(value, dict):  # a nested part gains its defaults
             assert node["init_args"][key] == value
+
+
+@pytest.mark.parametrize("file", COMPONENTS, ids=name)
+def test_component_parses_in_its_slot(slot_parsers: dict[str, Parser], file: Path) -> None:
+    """The whole command is parsed by tests/cli/test_swap.py for some files of each slot, and below."""
+    assert set(yaml.safe_load(file.read_text())) <= {"class_path", "init_args"}
+    assert_is(plain(slot_parsers[file.parent.name].parse_args(["--slot", str(file)]).slot), file)
+
+
+def test_a_generator_is_named_by_its_file(resolve: Resolve) -> None:
+    file = next(file for file in COMPONENTS if file.parent.name == "generators")
+    task = ["--model", "GenerationTask", "--model.tokenizer", "embedded", "--data", "Scenes"]
+    assert_is(resolve(*task, "--model.generator", str(file))["model"]["init_args"]["generator"], file)
 
 
 # Encoders of recipes/imagenet.yaml: what its header names -> the options, and what they change.
@@ -86,48 +110,82 @@ IMAGENET = {
 }
 
 
-@pytest.mark.parametrize("encoder", IMAGENET)
-def test_encoders_on_imagenet(resolve: Resolve, encoder: str) -> None:
+def test_encoders_on_imagenet(resolve: Resolve) -> None:
     """The options that the recipe's header names change the encoder and, at 448 px, two numbers of the data."""
     recipe = CONFIGS / "recipes" / "imagenet.yaml"
-    file, options, (size, batch_size) = IMAGENET[encoder]
-    line = " ".join(["--model.encoder", f"configs/encoders/{file}.yaml", *options])
-    assert encoder in recipe.read_text()
-    assert line in recipe.read_text()
-    plain = resolve("-c", str(recipe))
-    config = resolve("-c", str(recipe), "--model.encoder", str(CONFIGS / "encoders" / f"{file}.yaml"), *options)
-    assert config["model"]["init_args"].pop("encoder") != plain["model"]["init_args"].pop("encoder")
-    arguments = config["data"]["init_args"]
-    assert (arguments["size"], arguments["batch_size"]) == (size, batch_size)
-    plain["data"]["init_args"] |= {"size": size, "batch_size": batch_size}
-    assert config == plain
+    unchanged = resolve("-c", str(recipe))
+    encoder = unchanged["model"]["init_args"].pop("encoder")
+    for label, (file, options, (size, batch_size)) in IMAGENET.items():
+        line = " ".join(["--model.encoder", f"configs/encoders/{file}.yaml", *options])
+        assert label in recipe.read_text()
+        assert line in recipe.read_text()
+        config = resolve("-c", str(recipe), "--model.encoder", str(CONFIGS / "encoders" / f"{file}.yaml"), *options)
+        assert config["model"]["init_args"].pop("encoder") != encoder
+        arguments = config["data"]["init_args"]
+        assert (arguments["size"], arguments["batch_size"]) == (size, batch_size)
+        unchanged["data"]["init_args"] |= {"size": size, "batch_size": batch_size}
+        assert config == unchanged, label
 
 
-def kind(file: Path) -> str:
-    """What a recipe trains: its task with its heads and generator, and its data."""
+TRAINED = [file for file in COMPONENTS if file.parent.name == "data"] + RECIPES
+
+
+def parts(file: Path) -> set[str]:
+    """Classes whose own code a test runs: task, data module, heads and generator."""
     content = yaml.safe_load(file.read_text())
+    if file in COMPONENTS:
+        return {"TokenizerTask", content["class_path"], *(["buckets"] if "buckets" in content["init_args"] else [])}
     given = content["model"].get("init_args", {})
-    parts = [content["model"], content["data"], given.get("generator"), *(given.get("heads") or [])]
-    return str([part.get("class_path") if isinstance(part, dict) else part for part in parts])
+    found = [content["model"], content["data"], given.get("generator"), *(given.get("heads") or [])]
+    return {part["class_path"] for part in found if isinstance(part, dict)}
 
 
-# Of each kind of recipe the first is tested, too: a test reads what the recipe trains, whatever trained it.
-TESTED = {kind(file): file for file in reversed(RECIPES)}.values()
+def with_a_new_class(files: list[Path]) -> Iterator[Path]:
+    """The files that have a class which no file before them has."""
+    seen: set[str] = set()
+    for file in files:
+        if parts(file) - seen:
+            yield file
+        seen |= parts(file)
+
+
+# A test reads what the recipe trains, whatever trained it.
+TESTED = list(with_a_new_class(TRAINED))
+CLASS = re.compile(r"(?!True|False)[A-Z]\w+|\[\{class_path.*")  # an option's value that names a class
 
 
 @pytest.fixture
-def train_and_test(
-    project: Path, resolve: Resolve, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., None]:
-    """`uniflow fit` and, if `tested`, `uniflow test` of these options at tiny size, without a network."""
+def train_and_test(project: Path, uniflow: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`uniflow fit` and, for `TESTED`, `uniflow test` of these options at tiny size, without a network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("uniflow.tasks.start.CALIBRATION_IMAGES", 4)
+    monkeypatch.setitem(CLASSIFIERS, "probe", partial(linear_probe, iterations=2))
 
-    def call(*options: str, tested: bool = True) -> None:
-        config = resolve(*options)
-        tiny = [*tiny_options(config), *tiny_source(config, project)]
-        result = uniflow("fit", *options, *tiny, "--run", "runs/tiny")
+    as_usual = UniflowCLI.parse_arguments
+
+    def parse(cli: UniflowCLI, parser: Any, args: list[str]) -> None:
+        """Parses once: tiny values go into what has been parsed, unless they name classes."""
+        as_usual(cli, parser, args)
+        resolved = plain(cli.config.fit)
+        words = [*tiny_options(resolved), *tiny_source(resolved, project)]
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        if any(CLASS.fullmatch(value) for value in options.values()):
+            return as_usual(cli, parser, [*args, *words])
+        for option, value in options.items():
+            *path, last = option.removeprefix("--").split(".")
+            node = cli.config.fit
+            for key in path:
+                node = node[key].init_args if "class_path" in node[key] else node[key]
+            assert last in node, option
+            node[last] = yaml.load(value, ConfigLoader)
+
+    def call(file: Path, *options: str) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(UniflowCLI, "parse_arguments", parse)
+            result = uniflow("fit", *options, "--run", "runs/tiny")
         assert result.code == 0, result.err
-        if tested:
+        assert torch.load("runs/tiny/last.ckpt", weights_only=True)["global_step"] == 2
+        if file in TESTED:
             result = uniflow("test", "-c", "runs/tiny/config.yaml", "--ckpt_path", "last")
             assert result.code == 0, result.err
             assert (project / "runs/tiny/test_results.json").is_file()
@@ -135,11 +193,6 @@ def train_and_test(
     return call
 
 
-@pytest.mark.parametrize("file", [file for file in COMPONENTS if file.parent.name == "data"], ids=name)
-def test_data_component_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
-    train_and_test("-c", "recipe.yaml", "--data", str(file))
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=name)
-def test_recipe_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
-    train_and_test("-c", str(file), tested=file in TESTED)
+@pytest.mark.parametrize("file", TRAINED, ids=name)
+def test_it_trains_and_tests(train_and_test: Callable[..., None], file: Path) -> None:
+    train_and_test(file, *(["-c", "recipe.yaml", "--data"] if file in COMPONENTS else ["-c"]), str(file))

@@ -48,13 +48,18 @@ def test_every_command_parses_and_those_with_own_parts_train(project, resolve, u
     (project / "my_decoder.py").write_text(DECODER)
     write_lpips(project / "lpips_vgg16.safetensors", "vgg16")
     assert len(COMMANDS) == 8
+    recipe = ["-c", "configs/recipes/scenes_paper.yaml"]
+    config = resolve(*recipe)
+    del config["model"]["init_args"]["decoder"]  # which some commands replace
+    tiny = [*tiny_options(config), "--data.size", "32", "--trainer.limit_val_batches", "0"]
     for line in COMMANDS:
         words = shlex.split(line)[1:]
-        config = resolve(*words[1:])
         if "my_" in line or "sharp" in line:
-            tiny = [*tiny_options(config, given=line), "--data.size", "32", "--trainer.limit_val_batches", "0"]
+            assert words[1:3] == recipe
             result = uniflow(*words, *tiny)
             assert result.code == 0, f"{line}\n{result.err}"
+        else:
+            resolve(*words[1:])
 
 
 def test_table_of_decoders():

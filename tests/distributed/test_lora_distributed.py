@@ -13,8 +13,8 @@ from uniflow.bottleneck import MLPBottleneck
 from uniflow.callbacks import EMA, TokenizerExport
 from uniflow.cli.checkpoint import LastCheckpoint
 
-FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=2, prediction="data")
-LORA = partial(ENCODER, tune="lora", lora_rank=4)
+FLOW = partial(RepeatableFlow, width=32, num_heads=2, global_depth=1, flow_depth=1, prediction="data")
+LORA = partial(ENCODER, depth=2, tune="lora", lora_rank=4)
 
 
 def run(folder, processes, **kwargs):

@@ -4,7 +4,7 @@ import copy
 import importlib
 import inspect
 import pkgutil
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import timm
@@ -50,6 +50,15 @@ TIMM = [case for case, make in CASES.items() if issubclass(make.func, TimmEncode
 
 
 def make(case: str, **arguments) -> VisionEncoder:
+    return build(case, **arguments) if arguments else copy.deepcopy(built_once(case))
+
+
+@cache
+def built_once(case: str) -> VisionEncoder:
+    return build(case)
+
+
+def build(case: str, **arguments) -> VisionEncoder:
     torch.manual_seed(0)
     encoder = CASES[case](weights=None, **arguments)
     with torch.no_grad():

@@ -88,9 +88,10 @@ def is_needed(key: str) -> bool:
     return not key.startswith(("layernorm", "norm.", "post_layernorm", "head.")) and "mask_token" not in key
 
 
-@pytest.fixture
-def built(request, tmp_path) -> tuple[Case, torch.nn.Module, str]:
+@pytest.fixture(scope="module")
+def built(request, tmp_path_factory) -> tuple[Case, torch.nn.Module, str]:
     """The case, its reference, and a file with the reference's weights in timm's keys."""
+    tmp_path = tmp_path_factory.mktemp("timm")
     case = CASES[request.param]
     model = reference_of(case)
     state = {k.removeprefix("vision_model."): v.float() for k, v in model.state_dict().items()}

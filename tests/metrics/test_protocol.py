@@ -104,13 +104,13 @@ def test_kernel_distances_of_pairs_leave_out_each_images_own_reconstruction():
 def test_kernel_distances_of_pairs_are_unbiased():
     """x is N(0, 1) and y = x + 1 in one dimension: MMD^2 for the kernel (xy + 1)^3 is known from the moments."""
     generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn(5, 1, generator=generator, dtype=torch.float64) for _ in range(20_000)]
+    draws = [torch.randn(5, 1, generator=generator, dtype=torch.float64) for _ in range(3000)]
     estimates = torch.tensor([kid(x, x + 1, paired=True) for x in draws])
     # (ab + 1)^3 has the features 1, a sqrt 3, a^2 sqrt 3, a^3: moments of N(0, 1) are 0, 1, 0, of N(1, 1) 1, 2, 4.
     truth = 3 * (1 - 0) ** 2 + 3 * (2 - 1) ** 2 + (4 - 0) ** 2
     error = estimates.std() / len(draws) ** 0.5
     assert abs(estimates.mean() - truth) < 4 * error
-    biased = torch.tensor([kid(x, x + 1) for x in draws[:5000]]).mean()
+    biased = torch.tensor([kid(x, x + 1) for x in draws[:1000]]).mean()
     assert abs(biased - truth) > 10 * error
 
 
@@ -301,8 +301,9 @@ def test_inception_features_on_random_weights(tmp_path):
     features = InceptionFeatures(str(path), sha256=digest)
     out = features(draw(2, 3, 32, 32))
     assert out.shape == (2, 2048)
-    assert torch.equal(features.with_logits(draw(2, 3, 32, 32))[0], out)
-    assert features.with_logits(draw(2, 3, 32, 32))[1].shape == (2, 1008)
+    again, logits = features.with_logits(draw(2, 3, 32, 32))
+    assert torch.equal(again, out)
+    assert logits.shape == (2, 1008)
     assert out.dtype == torch.float32
     assert digest[:12] in features.identity()
 

@@ -17,6 +17,7 @@ from uniflow.encoders import SceneViT
 from uniflow.features import BlankSource, EncoderSource, FeatureSource
 from uniflow.heads import LabelHead, LinearDepth, LinearSegmentation, SegmentationHead
 from uniflow.metrics.depth import DepthProtocol
+from uniflow.plan import FakeTask, parts_of
 from uniflow.tasks import DepthTask, SegmentationTask
 from uniflow.tasks.segmentation import windows
 from uniflow.training import FusedAdamW
@@ -214,18 +215,26 @@ def test_a_third_partys_encoder_and_head_by_one_yaml(uniflow, tmp_path, monkeypa
     names = {"encoder": "third_party_example.TokenMLP", "head": "third_party_example.ConvMaskHead"}
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(RECIPE.format(task="SegmentationTask", arguments="{num_classes: 13}", **names))
-    assert uniflow("fit", "-c", str(recipe), "--run", str(run)).code == 0
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--trainer.max_epochs", "2").code == 0
     assert uniflow("test", "-c", str(run / "config.yaml"), "--ckpt_path", "best").code == 0
     results = json.loads((run / "test_results.json").read_text())
     assert 0 < results["test/miou"] < 1
     assert results["protocol/settings"]["windows"] == [512, 341]
     assert (run / "images" / "test.png").is_file()
-    assert uniflow("plan", "-c", str(recipe), "--json", str(tmp_path / "plan.json")).code == 0
-    assert [part["name"] for part in json.loads((tmp_path / "plan.json").read_text())["parts"]][-1] == "segmentation"
     rows = list(csv.DictReader((run / "test_classes.csv").open()))
     assert [row["class"] for row in rows][:3] == ["background", "circle", "square"]
     known = [float(row["iou"]) for row in rows if row["iou"] != "nan"]
     assert sum(known) / len(known) == pytest.approx(results["test/miou"])
+
+
+def test_a_third_partys_encoder_and_head_are_planned(monkeypatch):
+    monkeypatch.syspath_prepend(THIRD_PARTY)
+    from third_party_example import ConvMaskHead, TokenMLP
+
+    task = SegmentationTask(partial(EncoderSource, TokenMLP), [partial(ConvMaskHead, num_classes=13)])
+    parts = parts_of(FakeTask(task), (32, 32))
+    assert [(part.name, part.trained > 0) for part in parts] == [("source", False), ("segmentation", True)]
+    assert all(part.forward_gflop > 0 for part in parts)
 
 
 def test_too_few_classes_and_a_missing_field_are_one_line(uniflow, tmp_path):

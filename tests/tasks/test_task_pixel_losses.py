@@ -171,7 +171,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path, weights):
     assert [(a + b) / 2 for a, b in zip(first, second, strict=True)] == pytest.approx(alone, abs=1e-4)
 
 
-def test_from_the_command_line(project, uniflow, weights):
+def test_from_the_command_line(project, uniflow, resolve, weights):
     losses = [
         {"class_path": "uniflow.losses.Perceptual", "init_args": {"weights": weights, "backbone": "alexnet"}},
         {"class_path": "Adversarial", "init_args": {"width": 8, "depth": 2, "weight": 0.25}},
@@ -184,8 +184,9 @@ def test_from_the_command_line(project, uniflow, weights):
     assert saved[1]["init_args"] == {"width": 8, "depth": 2, "weight": 0.25}
     result = uniflow("test", "-c", "runs/a/config.yaml", "--ckpt_path", "last")
     assert result.code == 0, result.err
-    result = uniflow("fit", "-c", "recipe.yaml", "--model.pixel_losses+", "Adversarial", "--run", "runs/b")
-    assert result.code == 0, result.err
+    parsed = resolve("-c", "recipe.yaml", "--model.pixel_losses+", "Adversarial")
+    [added] = parsed["model"]["init_args"]["pixel_losses"]
+    assert added["class_path"] == "uniflow.losses.Adversarial"
     (project / "losses.yaml").write_text((project / "losses.yaml").read_text().replace(weights, "none.safetensors"))
     result = uniflow("fit", "-c", "recipe.yaml", "-c", "losses.yaml", "--run", "runs/c")
     assert "no such file: 'none.safetensors'; docs/decoders.md has a script" in result.error

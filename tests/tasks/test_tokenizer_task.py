@@ -16,7 +16,7 @@ from uniflow.tasks.base import step_seed
 from uniflow.training import FusedAdamW, LinearSchedule
 from uniflow.training.optimizers import parameter_groups
 
-STEPS = 6
+STEPS = 4  # the first at which all arguments show
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def tiny_bottleneck(task):
 def test_distillation_holds_the_student_near_its_teacher(tmp_path):
     def drift(weight):
         task = tiny_task(distillation_weight=weight)
-        trainer, _ = fit(task, tiny_scenes(), tmp_path, steps=30)
+        trainer, _ = fit(task, tiny_scenes(), tmp_path, steps=12)
         return 1 - trainer.test(task, tiny_scenes(), verbose=False)[0]["test/cosine"]
 
     assert drift(10.0) < 0.6 * drift(0.0)

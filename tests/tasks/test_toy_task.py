@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 TOY = Path(__file__).parents[1] / "third_party" / "third_party_example" / "task.py"
@@ -19,7 +20,7 @@ model:
 data:
   class_path: Scenes
   init_args: {size: 32, train_length: 32, val_length: 8, test_length: 8, batch_size: 8, num_workers: 0}
-trainer: {accelerator: cpu, max_epochs: 6, log_every_n_steps: 1, enable_progress_bar: false}
+trainer: {accelerator: cpu, max_epochs: 4, log_every_n_steps: 1, enable_progress_bar: false}
 ema: null
 """
 
@@ -44,7 +45,8 @@ def test_the_page_shows_this_very_file():
 def test_the_recipe_of_the_page_trains(uniflow, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text()
     (tmp_path / "recipe.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
-    options = ["--trainer.max_steps", "2", "--data.train_length", "64", "--trainer.limit_val_batches", "1"]
+    options = ["--trainer.max_steps", "2", "--data.train_length", "8", "--data.batch_size", "4"]
+    options += ["--trainer.limit_val_batches", "1"]
     result = uniflow("fit", "-c", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"), *options)
     assert result.code == 0, result.err
 
@@ -53,9 +55,11 @@ def test_the_task_is_one_short_file():
     assert len(TOY.read_text().splitlines()) <= 60
 
 
-def test_it_is_trained_by_yaml_monitored_checkpointed_and_reported(recipe, uniflow, tmp_path):
+def test_it_is_trained_by_yaml_resumed_monitored_checkpointed_and_reported(recipe, uniflow, tmp_path):
     run = tmp_path / "run"
-    assert uniflow("fit", "-c", str(recipe), "--run", str(run)).code == 0
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--trainer.max_epochs", "2").code == 0
+    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--ckpt_path", "last").code == 0
+    assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 16  # of 4 epochs
     assert {"best.ckpt", "last.ckpt", "config.yaml"} <= {path.name for path in run.iterdir()}
     assert not (run / "tokenizer").exists()
     assert (
@@ -71,12 +75,6 @@ def test_it_is_trained_by_yaml_monitored_checkpointed_and_reported(recipe, unifl
     report = tmp_path / "report"
     assert uniflow("report", str(run), "--out", str(report)).code == 0
     assert "mean_color_rmse" in (report / "results.csv").read_text()
-
-
-def test_it_resumes(recipe, uniflow, tmp_path):
-    run = tmp_path / "run"
-    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--trainer.max_epochs", "2").code == 0
-    assert uniflow("fit", "-c", str(recipe), "--run", str(run), "--ckpt_path", "last").code == 0
 
 
 def test_it_is_planned(recipe, uniflow, tmp_path):

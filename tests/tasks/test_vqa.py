@@ -99,21 +99,39 @@ def test_training_lowers_the_loss_and_logs(tmp_path):
     assert logged["train/vqa"] == pytest.approx(logged["train/loss"])
 
 
+def loss_of(batch, **kwargs):
+    module = task(**kwargs)
+    torch.manual_seed(0)
+    module.configure_model()
+    torch.manual_seed(1)
+    return module.losses(module.features(batch["image"]), batch)["vqa"].item()
+
+
+@pytest.fixture(scope="module")
+def default_loss(batch):
+    return loss_of(batch)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"merge": 2}, {"norm": False}, {"separate": True}, {"template": TextTemplate()}, {"max_tokens": 20}],
     ids=lambda change: next(iter(change)),
 )
-def test_settings_change_the_loss(batch, change):
-    def loss(**kwargs):
-        module = task(**kwargs)
-        torch.manual_seed(0)
-        module.configure_model()
-        torch.manual_seed(1)
-        return module.losses(module.features(batch["image"]), batch)["vqa"].item()
+def test_settings_change_the_loss(batch, default_loss, change):
+    assert loss_of(batch, **change) != default_loss
 
-    assert loss() == loss()
-    assert loss(**change) != loss()
+
+def test_the_same_settings_give_the_same_loss(batch, default_loss):
+    assert loss_of(batch) == default_loss
+
+
+def trained_adapters(folder, lm, **kwargs):
+    return trained(folder, lm=lm, tune_lm="lora", **kwargs)[0].answerer.adapters.state_dict()
+
+
+@pytest.fixture(scope="module")
+def plain_adapters(tmp_path_factory, lm):
+    return trained_adapters(tmp_path_factory.mktemp("plain"), lm)
 
 
 @pytest.mark.parametrize(
@@ -121,11 +139,8 @@ def test_settings_change_the_loss(batch, change):
     [{"lora_rank": 2}, {"lora_targets": ["q_proj"]}, {"lora_alpha": 1.0}],
     ids=lambda change: next(iter(change)),
 )
-def test_settings_of_adapters_change_the_training(tmp_path, lm, change):
-    def weights(**kwargs):
-        return trained(tmp_path, lm=lm, tune_lm="lora", **kwargs)[0].answerer.adapters.state_dict()
-
-    plain, changed = weights(), weights(**change)
+def test_settings_of_adapters_change_the_training(tmp_path, lm, plain_adapters, change):
+    plain, changed = plain_adapters, trained_adapters(tmp_path, lm, **change)
     differs = plain.keys() != changed.keys() or any(
         a.shape != b.shape or not torch.equal(a, b) for a, b in zip(plain.values(), changed.values(), strict=True)
     )

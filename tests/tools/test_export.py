@@ -9,8 +9,9 @@ import torch
 from uniflow import Tokenizer
 from uniflow.bottleneck import FSQBottleneck, KLBottleneck, MLPBottleneck, VQBottleneck
 from uniflow.cli import main
+from uniflow.core.specs import EncoderOutput, EncoderSpec
 from uniflow.decoders import ConvDecoder, PatchFlowDecoder, PixelDecoder, RegressionDecoder, ViTDecoder
-from uniflow.encoders import CLIP, DINOv2, DINOv3, InternViT, SceneViT, SigLIP
+from uniflow.encoders import CLIP, DINOv2, DINOv3, InternViT, SceneViT, SigLIP, VisionEncoder
 from uniflow.tools.export import export, load_onnx, load_torch, trace, write_onnx
 
 pytestmark = pytest.mark.skipif(torch.__version__ < "2.11", reason="older ones export no program for any batch")
@@ -113,8 +114,8 @@ COMBINATIONS = {
         REGRESSION,
     ),
     "dinov2_learned_grid": (
-        partial(DINOv2, "s14_reg4", image_size=56, **TINY),
-        partial(FSQBottleneck, levels=[5, 5, 5]),
+        partial(DINOv2, "s14_reg4", image_size=56, **TINY, gradient_checkpointing=True),
+        partial(FSQBottleneck, levels=[5, 5, 5], merge=2),
         partial(VIT, learned_grid=(4, 3)),
     ),
     "siglip_conv": (
@@ -129,7 +130,7 @@ COMBINATIONS = {
     ),
     "internvit_vit": (partial(InternViT, "300m", image_size=56, **TINY), MLP, VIT),
 }
-FAST = ("scene_merge", "dinov2_learned_grid", "clip_zero_start")
+FAST = ("dinov2_learned_grid", "clip_zero_start")  # with gradient checkpointing, merging, a fixed start
 
 
 @pytest.mark.parametrize(
@@ -162,9 +163,46 @@ def test_a_flow_decoder_in_onnx(flow, tmp_path):
     check(tokenizer, "decode", run, noise=True, steps=2, normalized=True)
 
 
+class Patches(VisionEncoder):
+    """A single layer, which is soon traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.spec = EncoderSpec(16, 8, 1, 0, 32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        self.layer = torch.nn.Conv2d(3, 16, 8, 8)
+
+    def forward(self, images):
+        tokens = self.layer(self.normalize(images))
+        flat = tokens.flatten(2).transpose(1, 2)
+        return EncoderOutput((flat,), (flat[:, :0],), grid=(tokens.shape[2], tokens.shape[3]))
+
+
+class Tiles(PixelDecoder):
+    """One colour for each latent, which is soon traced."""
+
+    def __init__(self, latent):
+        super().__init__()
+        self.spec = latent
+        self.gain = torch.nn.Parameter(torch.ones(()))
+
+    def loss(self, latents, images):
+        return {}
+
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
+        side = self.spec.patch_size
+        return self.gain * latents[:, :3].repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+
+class Untraceable(Tiles):
+    """Looks at values."""
+
+    def decode(self, latents, *, steps=None, noise=None, generator=None):
+        return super().decode(latents if latents.mean() > 0 else -latents)
+
+
 def test_an_encoder_that_fixes_its_size_is_refused_and_exported_for_one(tmp_path):
     """timm's rotary positions turn the grid into plain numbers."""
-    tokenizer = make(lambda: DINOv3("s16", image_size=64, **TINY), REGRESSION)
+    tokenizer = make(lambda: DINOv3("s16", image_size=64, **TINY), Tiles)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"exported encode does not work for .* --static_size true"):
         export(str(tmp_path / "tokenizer"), tmp_path / "out", format="torch")
@@ -176,21 +214,7 @@ def test_an_encoder_that_fixes_its_size_is_refused_and_exported_for_one(tmp_path
         torch.testing.assert_close(run(images), tokenizer.encode(images), atol=1e-4, rtol=1e-4)
 
 
-class Untraceable(PixelDecoder):
-    def __init__(self, latent):
-        super().__init__()
-        self.spec = latent
-        self.gain = torch.nn.Parameter(torch.ones(()))
-
-    def loss(self, latents, images):
-        return {}
-
-    def decode(self, latents, *, steps=None, noise=None, generator=None):
-        gain = self.gain if latents.mean() > 0 else -self.gain
-        return gain * latents.new_ones(latents.shape[0], 3, latents.shape[2] * 8, latents.shape[3] * 8)
-
-
-class Random(Untraceable):
+class Random(Tiles):
     """Draws noise and does not say so."""
 
     def decode(self, latents, *, steps=None, noise=None, generator=None):
@@ -199,15 +223,15 @@ class Random(Untraceable):
 
 def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="decode cannot be exported") as caught:
-        trace(make(decoder=Untraceable), size=32)
+        trace(make(Patches, Untraceable), size=32)
     assert "\n" not in str(caught.value)
-    make(decoder=Random).save_pretrained(tmp_path)
+    make(Patches, Random).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="something else than the tokenizer"):
         export(str(tmp_path), tmp_path / "out", format="torch")
 
 
 def test_errors(tmp_path, monkeypatch, capsys):
-    make().save_pretrained(tmp_path / "tokenizer")
+    make(Patches).save_pretrained(tmp_path / "tokenizer")
     command = ["export", str(tmp_path / "tokenizer"), str(tmp_path / "out")]
     for options, message in (
         (["--size", "30"], "multiples of the patch size 8, and at least two of them"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def test_every_tool_takes_it(
 ) -> None:
     write_photos(project / "photos", splits=("test",), count=1)
     monkeypatch.setattr("uniflow.tools.common.onednn_is_faster", lambda: True)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots take longer than decoding
     linear, with_gradients = cpu._linear, []
 
     def recorded(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -39,9 +39,15 @@ def sweep(model, batch_size=3, protocol=None, **kwargs):
     return sweep_one(model, batches(batch_size), Evaluation(protocol or ReconstructionProtocol(sets=[])), **settings)
 
 
-def test_every_start_and_number_of_steps_has_a_row():
+@pytest.fixture(scope="module")
+def swept():
+    """A tokenizer with a flow decoder and its rows; not to be changed."""
     model = tiny_tokenizer()
-    rows = sweep(model)
+    return model, sweep(model)
+
+
+def test_every_start_and_number_of_steps_has_a_row(swept):
+    _, rows = swept
     assert [(row["start"], row["steps"]) for row in rows] == [(s, n) for s in ("zero", "random") for n in (1, 2, 4)]
     assert set(rows[0]) == {"start", "steps", "psnr", "ssim", "ms_per_image", "time_ratio", "gflop"}
     assert len({row["psnr"] for row in rows}) == 6
@@ -49,9 +55,8 @@ def test_every_start_and_number_of_steps_has_a_row():
     assert all(row["ms_per_image"] > 0 for row in rows)
 
 
-def test_numbers_are_those_of_decode_and_do_not_depend_on_the_batch():
-    model = tiny_tokenizer()
-    rows = sweep(model)
+def test_numbers_are_those_of_decode_and_do_not_depend_on_the_batch(swept):
+    model, rows = swept
     images = torch.cat([batch["image"] for batch in batches()])
     painted = model.reconstruct(images, steps=4, noise=torch.zeros(3, 3, 32, 32))
     expected = ReconstructionProtocol().of_images(painted.detach(), images / 255)
@@ -64,9 +69,9 @@ def test_numbers_are_those_of_decode_and_do_not_depend_on_the_batch():
     assert same[0]["psnr"] == pytest.approx(rows[4]["psnr"], abs=1e-5)
 
 
-def test_cost_counts_the_steps():
-    model = tiny_tokenizer()
-    gflop = {row["steps"]: row["gflop"] for row in sweep(model)}
+def test_cost_counts_the_steps(swept):
+    model, rows = swept
+    gflop = {row["steps"]: row["gflop"] for row in rows}
     assert gflop[1] == model_summary(model, (30, 32))["decoder"]["gflop"]
     assert gflop[4] - gflop[2] == pytest.approx(2 * (gflop[2] - gflop[1]))
     assert gflop[2] > gflop[1] > 0

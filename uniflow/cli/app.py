@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
@@ -118,7 +119,7 @@ class UniflowCLI(LightningCLI):
     folder: RunFolder
 
     def __init__(self, command: str, args: list[str], run: bool = True) -> None:
-        self._command = command
+        self._command, self._run = command, run
         self.watch = StageWatch()
         super().__init__(
             model_class=LightningModule,
@@ -146,7 +147,12 @@ class UniflowCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        if not self._run or any(word.partition("=")[0] == "--print_config" for word in args):
+            self.config = parser.parse_args(args)  # only the parser above that of a command prints
+            return
+        # By the command's own parser: the one above it would check every option twice more.
+        options = self._parser(self._command).parse_args(args[1:])
+        self.config = Namespace(subcommand=self._command, **{self._command: options})
 
     def _parse_ckpt_path(self) -> None:
         """Off: Lightning would let a checkpoint's hyperparameters override the command line."""

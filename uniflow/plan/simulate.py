@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,14 @@ from uniflow.distill.teacher import ROUNDED
 from uniflow.layers.blocks import Checkpointing, checkpoint_blocks, find_blocks, restore_blocks
 from uniflow.plan.live import LiveTensors
 from uniflow.tasks import Task
+
+
+class _FakeTensorMode(FakeTensorMode):
+    """Looks for a GPU once; PyTorch's does so for each operator, which takes up to a third of the time."""
+
+    @cached_property
+    def avoid_device_init(self) -> bool:
+        return super().avoid_device_init
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class FakeTask:
         task.compile_blocks = False  # it does not change any size
         with torch.device("meta"):
             task.configure_model()
-        self.task, self.mode = task, FakeTensorMode(allow_non_fake_inputs=True)
+        self.task, self.mode = task, _FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
             _empty([task, *networks_beside(task)])
         task.train()

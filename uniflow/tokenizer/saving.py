@@ -251,6 +251,8 @@ class AllocationLimit(TorchDispatchMode):
 
 def _new_storages(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Bytes of each storage that an operator would allocate, from a run on the meta device, which allocates nothing."""
+    if all(made.alias_info is not None and made.alias_info.is_write for made in func._schema.returns):
+        return []  # in place: the meta device is slow for the many that fill new weights
     given, options = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
         options |= {"device": torch.device("meta")}

@@ -160,6 +160,8 @@ def make_plan(
     height, width = (size, size) if isinstance(size, int) else size
     devices = devices or _count(trainer.get("devices")) * (trainer.get("num_nodes") or 1)
     accumulate = trainer.get("accumulate_grad_batches") or 1
+    epoch = epoch_images or recipe.data_options.get("train_length") or recipe.data_options.get("epoch_length")
+    images = _training_images(trainer, epoch, batch_size * devices * accumulate)
     fake = FakeTask(recipe.task)
     parts = parts_of(fake, (height, width))
     memory = [
@@ -172,8 +174,6 @@ def make_plan(
         )
     ]  # fmt: skip
     gflop = sum(part.training_gflop for part in parts)
-    epoch = epoch_images or recipe.data_options.get("train_length") or recipe.data_options.get("epoch_length")
-    images = _training_images(trainer, epoch, batch_size * devices * accumulate)
     hours = None if images is None else training_hours(images, gflop, devices=devices, **assumed)
     name = name or parts[0].kind
     return Plan(name, (height, width), batch_size, devices, parts, gflop, memory, images, hours, assumed)

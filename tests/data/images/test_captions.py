@@ -143,7 +143,7 @@ def test_training_goes_on_after_the_samples_that_were_seen(tmp_path: Path, worke
     whole = [(values(b), b["caption"]) for b in module(tmp_path, **settings).train_dataloader()]
     assert len(whole) == 12
     assert not {3, 4, 7, 11} & {value for batch, _ in whole for value in batch}
-    for seen in (1, 3, 5, 8):
+    for seen in (3, 8) if workers else (1, 3, 5, 8):  # to start workers takes its time
         data = module(tmp_path, **settings)
         data.position.samples = 2 * seen
         assert [(values(b), b["caption"]) for b in data.train_dataloader()] == whole[seen:]

@@ -80,14 +80,14 @@ def ids(batches: Iterable[dict[str, torch.Tensor]]) -> list[int]:
 def test_evaluation_sees_every_sample_once(shards: Path, workers: int) -> None:
     data = module(shards, num_workers=workers)
     data.setup("test")
-    for loader in (data.val_dataloader(), data.test_dataloader()):
-        assert sorted(ids(loader)) == list(range(30))
-        assert sorted(ids(loader)) == list(range(30))
-    batch = next(iter(data.val_dataloader()))
-    assert batch["image"].dtype == torch.uint8
-    assert batch["image"].shape == (4, 3, 8, 8)
-    assert set(batch) == {"image", "name"}
-    for batch in data.test_dataloader():
+    validation = data.val_dataloader()
+    first, again, test = list(validation), list(validation), list(data.test_dataloader())
+    for batches in (first, again, test):
+        assert sorted(ids(batches)) == list(range(30))
+    assert first[0]["image"].dtype == torch.uint8
+    assert first[0]["image"].shape == (4, 3, 8, 8)
+    assert set(first[0]) == {"image", "name"}
+    for batch in test:
         assert batch["name"] == [f"{int(image[0, 4, 4]):04d}" for image in batch["image"]]
     assert set(next(iter(data.train_dataloader()))) == {"image"}
 
@@ -203,7 +203,7 @@ def test_a_resumed_fit_reads_what_was_left(shards: Path, tmp_path: Path, workers
     saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     whole = fit(tmp_path, module(shards, **settings), callbacks=[saver]).seen
     assert [step[:2] for step in whole] == [(e, b) for e in range(2) for b in range(6)]
-    for step in (1, 3, 6, 8):
+    for step in (3, 8) if workers and not resample else (1, 3, 6, 8):  # to start workers takes its time
         rest = fit(tmp_path, module(shards, **settings), tmp_path / f"step={step}.ckpt").seen
         assert [s[:2] for s in rest] == [s[:2] for s in whole[step:]]
         assert all(torch.equal(a[2], b[2]) for a, b in zip(rest, whole[step:], strict=True))
