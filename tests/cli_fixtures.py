@@ -86,12 +86,16 @@ def exit_code(*args: str) -> int:
 @pytest.fixture(scope="session")
 def fitted_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `uniflow fit -c recipe.yaml --run runs/a`, which is run once for all tests."""
-    folder = tmp_path_factory.mktemp("fitted")
+    return fit_in(tmp_path_factory.mktemp("fitted"))
+
+
+def fit_in(folder: Path, *options: str) -> Path:
+    """The folder that `uniflow fit -c recipe.yaml --run runs/a OPTIONS` makes in `folder`."""
     shutil.copy(PROJECT / "recipe.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
-        assert exit_code("fit", "-c", "recipe.yaml", "--run", "runs/a") == 0
+        assert exit_code("fit", "-c", "recipe.yaml", "--run", "runs/a", *options) == 0
     return folder / "runs" / "a"
 
 

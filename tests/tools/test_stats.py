@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_fixtures import PROJECT, exit_code, write_photos
+from cli_fixtures import fit_in, write_photos
 
 from uniflow import Tokenizer
 from uniflow.data import ImageFolder, Scenes
@@ -21,15 +20,9 @@ Uniflow = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unmeasured")
-    shutil.copy(PROJECT / "recipe.yaml", folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
-        options = ["--statistics", "null", "--ema.decay", "0"]
-        assert exit_code("fit", "-c", "recipe.yaml", "--run", "runs/a", *options) == 0
-    assert statistics(folder / "runs/a/tokenizer") is None
-    return folder / "runs/a"
+    run = fit_in(tmp_path_factory.mktemp("unmeasured"), "--statistics", "null", "--ema.decay", "0")
+    assert statistics(run / "tokenizer") is None
+    return run
 
 
 @pytest.fixture
