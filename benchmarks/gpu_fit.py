@@ -51,7 +51,9 @@ class RandomImages(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Batches of uint8 pixels, in page-locked memory where there is a GPU."""
-        images = torch.randint(0, 256, (self.batch_size, 3, self.size, self.size), dtype=torch.uint8)
+        shape = (self.batch_size, 3, self.size, self.size)
+        # Of a generator of their own: when a loader is made differs between strategies.
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         images = images.pin_memory() if torch.cuda.is_available() else images
         return Repeated({"image": images}, self.train_length // self.batch_size)
 
