@@ -1,4 +1,4 @@
-"""Run the benchmarks of the CPU and write docs/benchmarks.md: some fifteen minutes on one core.
+"""Run the benchmarks of the CPU and write docs/benchmarks.md: fifteen minutes, on a CPU without bf16 thirty.
 
 Each script runs in a process of its own with one thread, and prints a line of JSON for each figure. Each kind of
 processor has a table of its own: those of other kinds are kept, as are the notes between their markers. The exit code

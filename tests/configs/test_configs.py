@@ -6,31 +6,20 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from cli_fixtures import REPOSITORY, plain, tiny_options, tiny_source
-from lightning.pytorch import LightningDataModule
+from slots import SLOTS, slot_parser
 
 from uniflow.cli.app import UniflowCLI
-from uniflow.cli.parser import Parser
 from uniflow.core.yaml_files import ConfigLoader
 from uniflow.evaluation.probing import CLASSIFIERS
 from uniflow.metrics import linear_probe
-from uniflow.tasks import GenerationTask, TokenizerTask
 
 CONFIGS = REPOSITORY / "configs"
-# Folder of component files -> the slot that takes them.
-SLOTS = {
-    "encoders": "model.encoder",
-    "bottlenecks": "model.bottleneck",
-    "decoders": "model.decoder",
-    "weightings": "model.weighting",
-    "generators": "model.generator",
-    "data": "data",
-}
 FILES = sorted(CONFIGS.rglob("*.y*ml"))
 COMPONENTS = [file for file in FILES if file.parent.name in SLOTS]
 RECIPES = [file for file in FILES if file.parent in (CONFIGS, CONFIGS / "recipes")]
@@ -69,17 +58,6 @@ def test_header(file: Path) -> None:
             assert (REPOSITORY / word).is_file(), f"the header names {word}"
 
 
-@pytest.fixture(scope="module")
-def slot_parsers(fit_parser: Any) -> dict[str, Parser]:
-    """A parser of each slot alone, which is ten times as fast as that of `uniflow fit`."""
-    types = get_type_hints(TokenizerTask.__init__) | {"data": LightningDataModule}
-    types["generator"] = get_type_hints(GenerationTask.__init__)["generator"]
-    parsers = {folder: Parser() for folder in SLOTS}
-    for folder, option in SLOTS.items():
-        parsers[folder].add_argument("--slot", type=types[option.rpartition(".")[2]])
-    return parsers
-
-
 def assert_is(node: dict[str, Any], file: Path) -> None:
     """`node` is what the component file says."""
     content = yaml.safe_load(file.read_text())
@@ -90,10 +68,10 @@ def assert_is(node: dict[str, Any], file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", COMPONENTS, ids=name)
-def test_component_parses_in_its_slot(slot_parsers: dict[str, Parser], file: Path) -> None:
+def test_component_parses_in_its_slot(fit_parser: Any, file: Path) -> None:
     """The whole command is parsed by tests/cli/test_swap.py for some files of each slot, and below."""
     assert set(yaml.safe_load(file.read_text())) <= {"class_path", "init_args"}
-    assert_is(plain(slot_parsers[file.parent.name].parse_args(["--slot", str(file)]).slot), file)
+    assert_is(plain(slot_parser(file.parent.name).parse_args(["--slot", str(file)]).slot), file)
 
 
 def test_a_generator_is_named_by_its_file(resolve: Resolve) -> None:
